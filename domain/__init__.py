@@ -1,0 +1,1 @@
+"""What Holdbook decides: pure functions over plain data, on the standard library alone."""

@@ -1,0 +1,125 @@
+"""The store: tenants to partitions, one writer for each partition that this process is asked to write."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from hashlib import sha256
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from domain.kernel.decider import Decider
+from eventstore.codec import Codec
+from eventstore.errors import WrongSchema
+from eventstore.log import PartitionLog
+from eventstore.memory import MemoryLog
+from eventstore.postgres import PostgresLog, open_pool, refuse_unsafe
+from eventstore.writer import Cached, Options, Outcome, Request, Stats, Writer
+
+_CLIENT = uuid5(NAMESPACE_URL, "holdbook:client")
+
+
+def partition_of(tenant_id: UUID, partitions: int) -> int:
+    """Where a tenant lives: the same everywhere and for ever, for a given number of partitions."""
+    return int.from_bytes(sha256(tenant_id.bytes).digest()[:8], "big") % partitions
+
+
+def client_command_id(tenant_id: UUID, principal: str, operation: str, key: str) -> UUID:
+    """The command id of a client's request: the same key by the same principal for the same operation is the same command."""
+    return uuid5(_CLIENT, "|".join((tenant_id.hex, principal, operation, key)))
+
+
+class Store:
+    """Takes requests of any tenant. Open with :meth:`open` or :meth:`in_memory`, close with :meth:`drain`."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        partitions: int,
+        log: Callable[[int], PartitionLog],
+        options: Options | None = None,
+        pool: AsyncConnectionPool[AsyncConnection[TupleRow]] | None = None,
+    ) -> None:
+        self.codec, self.partitions, self.options, self.pool = codec, partitions, options or Options(), pool
+        self.writers: dict[int, Writer] = {}
+        self.waker = asyncio.Event()
+        self._log = log
+        self._keys: dict[UUID, bytes] = {}
+
+    @classmethod
+    async def open(cls, dsn: str, deciders: Iterable[Decider[Any]], options: Options | None = None, *, connections: int = 4) -> Store:
+        """A store on a migrated database; refuses a server that could lose acknowledged answers."""
+        pool = await open_pool(dsn, size=connections)
+        try:
+            await refuse_unsafe(pool)
+            async with pool.connection() as conn:
+                row = await (await conn.execute("select partitions from store")).fetchone()
+            if row is None:
+                raise WrongSchema("The store was never initialised.")
+        except BaseException:
+            await pool.close()
+            raise
+        return cls(Codec(deciders), row[0], lambda partition: PostgresLog(pool, partition), options, pool)
+
+    @classmethod
+    def in_memory(cls, deciders: Iterable[Decider[Any]], options: Options | None = None, *, partitions: int = 1) -> Store:
+        """A store that forgets everything when the process ends."""
+        return cls(Codec(deciders), partitions, MemoryLog, options)
+
+    def writer(self, tenant_id: UUID) -> Writer:
+        """The writer of the tenant's partition."""
+        partition = partition_of(tenant_id, self.partitions)
+        writer = self.writers.get(partition)
+        if writer is None:
+            writer = self.writers[partition] = Writer(self._log(partition), self.codec, self.options)
+            writer.wakers.append(self.waker)
+        return writer
+
+    def submit(self, request: Request) -> Awaitable[Outcome]:
+        """See :meth:`eventstore.writer.Writer.submit`."""
+        return self.writer(request.tenant_id).submit(request)
+
+    async def state(self, decider: Decider[Any], tenant_id: UUID, stream: str) -> Cached:
+        """A stream's state as of now; version 0 when it does not exist for this tenant."""
+        return await self.writer(tenant_id).state(decider, tenant_id, stream)
+
+    async def tenant_key(self, tenant_id: UUID) -> bytes:
+        """The tenant's secret for fingerprints, made when first asked for, by whichever process is first."""
+        key = self._keys.get(tenant_id)
+        if key is None:
+            key = self._keys[tenant_id] = await self._stored_key(tenant_id, os.urandom(32))
+        return key
+
+    async def _stored_key(self, tenant_id: UUID, fresh: bytes) -> bytes:
+        if self.pool is None:
+            return fresh
+        place = (partition_of(tenant_id, self.partitions), tenant_id)
+        async with self.pool.connection() as conn:
+            await conn.execute("insert into tenant_key (partition, tenant_id, key) values (%s, %s, %s) on conflict do nothing", (*place, fresh))
+            found = await (await conn.execute("select key from tenant_key where partition = %s and tenant_id = %s", place)).fetchone()
+        assert found is not None
+        return bytes(found[0])
+
+    def stats(self) -> Stats:
+        """What all writers of this process did."""
+        total = Stats()
+        for writer in self.writers.values():
+            for name in Stats.__slots__:
+                setattr(total, name, getattr(total, name) + getattr(writer.stats, name))
+        return total
+
+    @property
+    def queued(self) -> int:
+        """Commands waiting in this process."""
+        return sum(writer.queued for writer in self.writers.values())
+
+    async def drain(self) -> None:
+        """Take no more commands, finish and answer those taken, close the connections."""
+        await asyncio.gather(*(writer.drain() for writer in self.writers.values()))
+        if self.pool is not None:
+            await self.pool.close()
