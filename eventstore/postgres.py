@@ -51,8 +51,8 @@ select s.stream, s.version, s.state_schema, s.hash, e.tenant_id, s.state::text f
 join event e on e.partition = s.partition and e.stream = s.stream and e.version = s.version and e.hash = s.hash
 where s.partition = %s and s.stream = any(%b::text[])"""
 _STREAMS = f"""
-select {_SELECT.replace("stream,", "e.stream,", 1).replace("version,", "e.version,", 1)} from unnest(%b::text[], %b::bigint[]) as u(stream, after)
-join event e on e.partition = %s and e.stream = u.stream and e.version > u.after
+select {_SELECT.replace("stream,", "e.stream,", 1).replace("version,", "e.version,", 1)}
+from unnest(%b::text[], %b::bigint[]) as u(stream, after) join event e on e.partition = %s and e.stream = u.stream and e.version > u.after
 order by e.stream, e.version"""
 _SAVE = """
 insert into snapshot (partition, stream, version, state_schema, hash, state) values (%s, %s, %s, %s, %s, %s::json)
@@ -103,36 +103,34 @@ class PostgresLog:
 
     async def _rows(self, query: str, parameters: tuple[Any, ...], *, prepare: bool | None = None) -> list[TupleRow]:
         async with self._pool.connection() as conn:
-            cursor: AsyncCursor[TupleRow] = await conn.execute(query, parameters, prepare=prepare, binary=True)  # type: ignore[arg-type]  # a constant above
+            cursor: AsyncCursor[TupleRow] = await conn.execute(query, parameters, prepare=prepare, binary=True)
             return await cursor.fetchall()
 
     async def head(self) -> tuple[int, bytes]:
         """See :class:`eventstore.log.PartitionLog`, here and below."""
-        rows = await self._rows(
-            "select position, hash from event where partition = %s order by position desc limit 1", (self.partition,)
-        )
+        rows = await self._rows("select position, hash from event where partition = %s order by position desc limit 1", (self.partition,))
         return (rows[0][0], rows[0][1]) if rows else (0, GENESIS)
 
-    async def known(self, command_ids: Sequence[UUID]) -> list[Known]:  # noqa: D102  # told in the protocol
+    async def known(self, command_ids: Sequence[UUID]) -> list[Known]:  # told in the protocol
         return [Known._make(row) for row in await self._rows(_KNOWN, (self.partition, list(command_ids)))]
 
-    async def read(self, after: int, limit: int) -> list[Row]:  # noqa: D102  # told in the protocol
+    async def read(self, after: int, limit: int) -> list[Row]:  # told in the protocol
         return [Row._make(row) for row in await self._rows(_READ, (self.partition, after, limit))]
 
-    async def snapshots(self, streams: Sequence[str]) -> list[Snapshot]:  # noqa: D102  # told in the protocol
+    async def snapshots(self, streams: Sequence[str]) -> list[Snapshot]:  # told in the protocol
         return [Snapshot._make(row) for row in await self._rows(_SNAPSHOTS, (self.partition, list(streams)))]
 
-    async def stream_rows(self, after: Sequence[tuple[str, int]]) -> list[Row]:  # noqa: D102  # told in the protocol
+    async def stream_rows(self, after: Sequence[tuple[str, int]]) -> list[Row]:  # told in the protocol
         streams, versions = [name for name, _ in after], [version for _, version in after]
         return [Row._make(row) for row in await self._rows(_STREAMS, (streams, versions, self.partition))]
 
-    async def save(self, snapshots: Iterable[Snapshot]) -> None:  # noqa: D102  # told in the protocol
+    async def save(self, snapshots: Iterable[Snapshot]) -> None:  # told in the protocol
         async with self._pool.connection() as conn, conn.cursor() as cursor:
             rows = [(self.partition, s.stream, s.version, s.state_schema, s.hash, s.state) for s in snapshots]
             await cursor.executemany(_SAVE, rows)
 
     @asynccontextmanager
-    async def locked(self, head: int, at_most: int) -> AsyncIterator[PostgresBatch]:  # noqa: D102  # told in the protocol
+    async def locked(self, head: int, at_most: int) -> AsyncIterator[PostgresBatch]:  # told in the protocol
         async with self._pool.connection() as conn:
             batch = PostgresBatch(conn, self.partition)
             try:

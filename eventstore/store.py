@@ -22,6 +22,8 @@ from eventstore.postgres import PostgresLog, open_pool, refuse_unsafe
 from eventstore.writer import Cached, Options, Outcome, Request, Stats, Writer
 
 _CLIENT = uuid5(NAMESPACE_URL, "holdbook:client")
+_KEEP_KEY = "insert into tenant_key (partition, tenant_id, key) values (%s, %s, %s) on conflict do nothing"
+_READ_KEY = "select key from tenant_key where partition = %s and tenant_id = %s"
 
 
 def partition_of(tenant_id: UUID, partitions: int) -> int:
@@ -100,7 +102,9 @@ class Store:
             return fresh
         place = (partition_of(tenant_id, self.partitions), tenant_id)
         async with self.pool.connection() as conn:
-            await conn.execute("insert into tenant_key (partition, tenant_id, key) values (%s, %s, %s) on conflict do nothing", (*place, fresh))
+            await conn.execute(
+                "insert into tenant_key (partition, tenant_id, key) values (%s, %s, %s) on conflict do nothing", (*place, fresh)
+            )
             found = await (await conn.execute("select key from tenant_key where partition = %s and tenant_id = %s", place)).fetchone()
         assert found is not None
         return bytes(found[0])
