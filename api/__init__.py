@@ -1,0 +1,1 @@
+"""The edge: HTTP routes, the command line, settings, and the one place where everything is wired."""

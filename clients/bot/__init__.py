@@ -1,0 +1,1 @@
+"""The Telegram bot, a client like any other."""

@@ -1,0 +1,1 @@
+"""The desktop application, a client like any other."""

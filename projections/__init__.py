@@ -1,0 +1,1 @@
+"""Read models: tables that the log can rebuild at any time."""

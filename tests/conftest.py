@@ -1,0 +1,77 @@
+"""One PostgreSQL for a whole run, and a fresh database for every test that asks for one."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from eventstore.embedded import EmbeddedPostgres
+
+
+@contextmanager
+def reachable_directory() -> Iterator[Path]:
+    """A temporary directory that the server's user may pass through, also when root runs the tests."""
+    directory = Path(tempfile.mkdtemp(prefix="hb-", dir="/var/tmp"))
+    if os.geteuid() == 0:
+        directory.chmod(0o711)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+def with_database(dsn: str, name: str) -> str:
+    """The same server, another database."""
+    return urlsplit(dsn)._replace(path=f"/{name}").geturl()
+
+
+def administer(dsn: str, statement: str) -> None:
+    """Run one statement that cannot be part of a transaction."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory for data directories."""
+    with reachable_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn() -> Iterator[str]:
+    """A server for the whole run: ``HOLDBOOK_TEST_DATABASE_URL``, else an embedded one, durable like the real thing."""
+    if url := os.environ.get("HOLDBOOK_TEST_DATABASE_URL"):
+        yield url
+        return
+    small = {"shared_buffers": "64MB", "max_wal_size": "512MB", "wal_buffers": "4MB"}
+    with reachable_directory() as directory, EmbeddedPostgres(directory, settings=small) as server:
+        yield server.dsn
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_dsn: str) -> Iterator[str]:
+    """The name of a migrated database that nobody is connected to. Unique: other runs may share the server."""
+    from eventstore.schema import migrate
+
+    name = f"holdbook_template_{secrets.token_hex(4)}"
+    administer(postgres_dsn, f"CREATE DATABASE {name}")
+    migrate(with_database(postgres_dsn, name))
+    yield name
+    administer(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
+    """A fresh, migrated database that is dropped after the test."""
+    name = f"holdbook_test_{secrets.token_hex(8)}"
+    administer(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}")
+    yield with_database(postgres_dsn, name)
+    administer(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)")
