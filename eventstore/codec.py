@@ -37,12 +37,14 @@ class Codec:
     """Encodes and decodes every event of the given aggregates; knows which aggregate a stream belongs to."""
 
     def __init__(self, deciders: Iterable[Decider[Any]]) -> None:
-        self.deciders = {decider.category: decider for decider in deciders}
+        self.deciders: dict[str, Decider[Any]] = {}
         self._encode = msgspec.json.Encoder().encode
         self._types: dict[type[Event], str] = {}
         self._decoders: dict[str, Callable[[str], Event]] = {}
         self._register(Refused, {})
-        for decider in self.deciders.values():
+        for decider in deciders:
+            if self.deciders.setdefault(decider.category, decider) is not decider:
+                raise ValueError(f"two aggregates have the category {decider.category}")
             for cls in decider.events:
                 self._register(cls, dict(decider.upcasts))
 

@@ -25,7 +25,7 @@ class MemoryLog:
         """See :class:`eventstore.log.PartitionLog`, here and below."""
         return (self.rows[-1].position, self.rows[-1].hash) if self.rows else (0, GENESIS)
 
-    async def known(self, command_ids: Sequence[UUID]) -> list[Known]:  # noqa: D102  # told in the protocol
+    async def known(self, command_ids: Sequence[UUID]) -> list[Known]:  # told in the protocol
         asked = set(command_ids)
         return [
             Known(row.command_id, row.position, row.tenant_id, row.type, row.reply, row.fingerprint)
@@ -33,25 +33,25 @@ class MemoryLog:
             if row.ordinal == 0 and row.command_id in asked
         ]
 
-    async def read(self, after: int, limit: int) -> list[Row]:  # noqa: D102  # told in the protocol
+    async def read(self, after: int, limit: int) -> list[Row]:  # told in the protocol
         start = bisect_right(self.rows, after, key=lambda row: row.position)
         return self.rows[start : start + limit]
 
-    async def snapshots(self, streams: Sequence[str]) -> list[Snapshot]:  # noqa: D102  # told in the protocol
+    async def snapshots(self, streams: Sequence[str]) -> list[Snapshot]:  # told in the protocol
         kept = [self._snapshots[stream] for stream in streams if stream in self._snapshots]
         hashes = {row.hash for row in self.rows}
         return [snapshot for snapshot in kept if snapshot.hash in hashes]
 
-    async def stream_rows(self, after: Sequence[tuple[str, int]]) -> list[Row]:  # noqa: D102  # told in the protocol
+    async def stream_rows(self, after: Sequence[tuple[str, int]]) -> list[Row]:  # told in the protocol
         asked = dict(after)
         found = [row for row in self.rows if row.stream in asked and row.version > asked[row.stream]]
         return sorted(found, key=lambda row: (row.stream, row.version))
 
-    async def save(self, snapshots: Iterable[Snapshot]) -> None:  # noqa: D102  # told in the protocol
+    async def save(self, snapshots: Iterable[Snapshot]) -> None:  # told in the protocol
         self._snapshots |= {snapshot.stream: snapshot for snapshot in snapshots}
 
     @asynccontextmanager
-    async def locked(self, head: int, at_most: int) -> AsyncIterator[MemoryBatch]:  # noqa: D102  # told in the protocol
+    async def locked(self, head: int, at_most: int) -> AsyncIterator[MemoryBatch]:  # told in the protocol
         async with self._lock:
             yield MemoryBatch(self, Tail(self.epoch, self._clock(), await self.read(head - 1, at_most)))
 
