@@ -21,6 +21,9 @@ check: .venv/ready ## lint, format, types, import contracts, dependencies
 bench: .venv/ready ## measure
 	$(BIN)/holdbook bench $(ARGS)
 
+docs: .venv/ready ## write docs/reference anew from the code
+	$(BIN)/python -m api.reference
+
 lock: ## pin every package of every extra anew
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/pip install --quiet uv
@@ -43,4 +46,4 @@ clean: ## remove what make and the tools made here
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check bench docs lock clean

@@ -43,8 +43,9 @@ class Codec:
         self._decoders: dict[str, Callable[[str], Event]] = {}
         self._register(Refused, {})
         for decider in deciders:
-            if self.deciders.setdefault(decider.category, decider) is not decider:
+            if decider.category in self.deciders:
                 raise ValueError(f"two aggregates have the category {decider.category}")
+            self.deciders[decider.category] = decider
             for cls in decider.events:
                 self._register(cls, dict(decider.upcasts))
 

@@ -45,6 +45,8 @@ class States:
         self._unreadable: set[str] = set()
         self._started = False
         self.position, self.digest = 0, GENESIS
+        self._seen = (0, GENESIS)
+        """The furthest row that was loaded: states may be ahead of the folded position until the next catching up."""
         self.caught_up = 0
 
     def get(self, stream: str, tenant_id: UUID) -> Cached | None:
@@ -68,7 +70,7 @@ class States:
         """Know nothing any more."""
         self._cache.clear()
         self._unreadable.clear()
-        self._started, self.position, self.digest = False, 0, GENESIS
+        self._started, self.position, self.digest, self._seen = False, 0, GENESIS, (0, GENESIS)
 
     async def need(self, streams: Iterable[str]) -> None:
         """Load those streams that are not cached. An empty stream is cached too, so that catching up sees another process begin it."""
@@ -89,11 +91,17 @@ class States:
             decider = self._codec.decider_of(snapshot.stream)
             if decider is not None and decider.state_schema == snapshot.state_schema:
                 states[snapshot.stream] = Cached(snapshot.tenant_id, snapshot.version, self._codec.thaw(decider, snapshot.state))
-        after = [(stream, states[stream].version if stream in states else 0) for stream in streams]
+        # With the event that the snapshot ends with, so that its place in the log is seen too.
+        after = [(stream, states[stream].version - 1 if stream in states else 0) for stream in streams]
         self._unreadable.difference_update(streams)
         for row in await self._log.stream_rows(after):
             self._fold(states, row)
+            self._seen = max(self._seen, (row.position, row.hash))
         return states
+
+    def unreadable(self, stream: str) -> bool:
+        """Whether the stream, when it was last read, held an event of an unknown type."""
+        return stream in self._unreadable
 
     def catch_up(self, tail: Tail, at_most: int) -> list[Row]:
         """Fold what others wrote since, and return it. Raises `LostTail` and `TooFarBehind`, having changed nothing."""
@@ -104,6 +112,9 @@ class States:
             rows = rows[1:]
         if len(rows) > at_most:
             raise TooFarBehind
+        seen, digest = self._seen
+        if seen > self.position and (seen - self.position > len(rows) or rows[seen - self.position - 1].hash != digest):
+            raise LostTail  # after a stream was loaded, before the lock was taken
         self._fold_all(rows)
         return rows
 
@@ -141,6 +152,7 @@ class States:
         except UnknownEventType:
             self._unreadable.add(row.stream)
             states.pop(row.stream, None)
+            self._cache.pop(row.stream, None)  # from now on its rows are not folded
             return
         states[row.stream] = Cached(row.tenant_id, row.version, decider.evolve(state, event))
 

@@ -22,7 +22,7 @@ import psycopg
 from domain.kernel.decider import Decider
 from eventstore.codec import Codec
 from eventstore.deciding import Work
-from eventstore.errors import Draining, Overloaded, Unavailable
+from eventstore.errors import Draining, Overloaded, Unavailable, UnknownEventType
 from eventstore.log import Known, PartitionLog, Snapshot, Tail
 from eventstore.requests import Item, Options, Outcome, Request, Stats
 from eventstore.rows import Row
@@ -121,6 +121,8 @@ class Writer:
     async def state(self, decider: Decider[Any], tenant_id: UUID, stream: str) -> Cached:
         """The stream's state as of now, folded afresh from snapshot and log; the initial state at version 0 when there is none."""
         found = (await self._states.load([stream])).get(stream)
+        if self._states.unreadable(stream):
+            raise UnknownEventType(f"Stream {stream}.")
         return found if found is not None and found.tenant_id == tenant_id else Cached(tenant_id, 0, decider.initial)
 
     # The writer's task
@@ -213,7 +215,8 @@ class Writer:
         """
         await self._states.start()
         found = await self.log.known([waiting.request.command_id for waiting in batch])
-        known = {row.command_id: row for row in found}
+        # What lies further on is found again under the lock, unless a failover lost it in between.
+        known = {row.command_id: row for row in found if row.position <= self._states.position}
         await self._states.need(
             item.stream for waiting in batch if waiting.request.command_id not in known for item in waiting.request.items
         )
@@ -240,15 +243,15 @@ class Writer:
     # After the commit
 
     def _publish(self, work: Work, answers: list[tuple[_Waiting, Outcome | Exception]]) -> None:
+        due = self._due_snapshots(work)
+        self._states.publish(work.states, work.position, work.digest)
         if work.rows:
-            due = self._due_snapshots(work)
-            self._states.publish(work.states, work.position, work.digest)
             for waker in self.wakers:
                 waker.set()
-            if due:
-                task = asyncio.create_task(self._save(due))
-                self._snapshotting.add(task)
-                task.add_done_callback(self._snapshotting.discard)
+        if due:
+            task = asyncio.create_task(self._save(due))
+            self._snapshotting.add(task)
+            task.add_done_callback(self._snapshotting.discard)
         self.stats.events += len(work.rows)
         for waiting, answer in answers:
             self._count(answer)

@@ -64,6 +64,6 @@ def test_a_missing_upcaster_is_found_at_start() -> None:
         Codec([decider({("sample.happened", 1): STEPS["sample.happened", 1]})])
 
 
-def test_two_events_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="two event classes"):
+def test_two_aggregates_of_one_category_are_refused() -> None:
+    with pytest.raises(ValueError, match="two aggregates"):
         Codec([decider(STEPS), decider(STEPS)])
