@@ -52,6 +52,7 @@ class Store:
         self.waker = asyncio.Event()
         self._log = log
         self._keys: dict[UUID, bytes] = {}
+        self._draining = False
 
     @classmethod
     async def open(cls, dsn: str, deciders: Iterable[Decider[Any]], options: Options | None = None, *, connections: int = 4) -> Store:
@@ -80,6 +81,8 @@ class Store:
         if writer is None:
             writer = self.writers[partition] = Writer(self._log(partition), self.codec, self.options)
             writer.wakers.append(self.waker)
+            if self._draining:
+                writer.refuse()  # begun now, it would outlive the draining
         return writer
 
     def submit(self, request: Request) -> Awaitable[Outcome]:
@@ -124,6 +127,7 @@ class Store:
 
     async def drain(self) -> None:
         """Take no more commands, finish and answer those taken, close the connections."""
+        self._draining = True
         await asyncio.gather(*(writer.drain() for writer in self.writers.values()))
         if self.pool is not None:
             await self.pool.close()

@@ -110,9 +110,13 @@ class Writer:
                 self._forget(waiting)
             raise
 
+    def refuse(self) -> None:
+        """Take no more."""
+        self._draining = True
+
     async def drain(self) -> None:
         """Take no more, finish and answer what was taken, and leave."""
-        self._draining = True
+        self.refuse()
         while self._task is not None:
             await asyncio.wait([self._task])
         if self._snapshotting:

@@ -20,8 +20,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from eventstore import embedded
 from eventstore.embedded import AlreadyOwned, EmbeddedError, EmbeddedPostgres, bin_directory, connect_or_start, data_directory, redact
+from eventstore.embedded.account import Account
+from eventstore.embedded.remains import server_processes
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"shared_buffers": "16MB", "max_wal_size": "128MB", "wal_buffers": "1MB"}
@@ -32,6 +33,10 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells 
 
 def server(data: Path, **settings: str) -> EmbeddedPostgres:
     return EmbeddedPostgres(data, settings=SMALL | settings, timeout_seconds=30)
+
+
+def socket_directory(running: EmbeddedPostgres) -> Path:
+    return Path((running.cluster / "postmaster.pid").read_text().splitlines()[4])
 
 
 def ask(dsn: str, question: str) -> Any:
@@ -59,12 +64,12 @@ OWNER = """
 import json, sys, time
 from pathlib import Path
 import psycopg
-from eventstore import embedded
+from eventstore.embedded import connect_or_start, process
 if sys.argv[2] in ("without setpriv", "orphan"):
-    embedded._death_signal = tuple
+    process._death_signal = tuple
 if sys.argv[2] == "orphan":  # as if the kernel could not tell the server of our death
-    embedded._die_with_parent = None
-server = embedded.connect_or_start(Path(sys.argv[1]), settings=json.loads(sys.argv[3]))
+    process._die_with_parent = None
+server = connect_or_start(Path(sys.argv[1]), settings=json.loads(sys.argv[3]))
 if server.owned or sys.argv[2] == "guest":
     with psycopg.connect(server.dsn) as connection:
         connection.execute("create table if not exists kept as select generate_series(1, 1000) as i")
@@ -130,7 +135,7 @@ def test_nobody_gets_in_without_the_password(running: EmbeddedPostgres) -> None:
 
 
 def test_only_its_user_may_read_the_password_the_log_and_enter_the_socket_directory(running: EmbeddedPostgres) -> None:
-    sockets = Path((running.cluster / "postmaster.pid").read_text().splitlines()[4])
+    sockets = socket_directory(running)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (running.data / "password", running.data / "postgres.log", sockets)}
 
     assert modes == {"password": 0o600, "postgres.log": 0o600, sockets.name: 0o700}
@@ -176,7 +181,7 @@ def test_two_data_directories_at_once(home: Path) -> None:
 def test_stopping_frees_everything_and_starting_again_finds_the_rows(home: Path) -> None:
     started = server(home / "data")
     do(started.start(), "create table t as select 42 as answer")
-    sockets = Path((started.cluster / "postmaster.pid").read_text().splitlines()[4])
+    sockets = socket_directory(started)
     pid = started.pid
     started.stop()
 
@@ -223,10 +228,10 @@ def test_processes_that_start_together_end_up_with_one_server(home: Path) -> Non
 @pytest.mark.parametrize("kind", ["ordinary", "without setpriv"])
 def test_sigkill_of_the_owner_leaves_no_orphan_and_loses_nothing(home: Path, kind: str) -> None:
     owner = Owner(home / "data", kind)
-    assert owner.said["pid"] in embedded._server_processes(home / "data" / "postgres")
+    assert owner.said["pid"] in server_processes(home / "data" / "postgres")
     owner.kill()
 
-    assert eventually(lambda: not embedded._server_processes(home / "data" / "postgres"))
+    assert eventually(lambda: not server_processes(home / "data" / "postgres"))
     with server(home / "data") as started:
         assert ask(started.dsn, "select count(*) from kept") == 1000
 
@@ -236,10 +241,10 @@ def test_an_orphan_of_a_killed_owner_is_ended_by_the_next_start(home: Path) -> N
     owner = Owner(home / "data", "orphan")
     owner.kill()
     time.sleep(0.2)
-    assert owner.said["pid"] in embedded._server_processes(home / "data" / "postgres")
+    assert owner.said["pid"] in server_processes(home / "data" / "postgres")
 
     with server(home / "data") as started:
-        assert owner.said["pid"] not in embedded._server_processes(home / "data" / "postgres")
+        assert owner.said["pid"] not in server_processes(home / "data" / "postgres")
         assert ask(started.dsn, "select count(*) from kept") == 1000
 
 
@@ -317,9 +322,8 @@ def test_a_stale_pid_file_that_names_somebody_elses_process_is_no_obstacle(home:
     started = server(home / "data")
     do(started.start(), "create table t as select 42 as answer")
     pid_file = (started.cluster / "postmaster.pid").read_text().splitlines()
-    account = started._account
     started.stop()
-    stranger = subprocess.Popen(["sleep", "60"], cwd="/", **account.arguments)
+    stranger = subprocess.Popen(["sleep", "60"], cwd="/", **Account.for_cluster(started.cluster).arguments)
     (started.cluster / "postmaster.pid").write_text("\n".join([str(stranger.pid), *pid_file[1:], ""]))
 
     assert ask(started.start(), "select answer from t") == 42
@@ -344,7 +348,7 @@ def test_an_interrupted_initdb_is_begun_anew(home: Path) -> None:
 def test_a_socket_directory_open_to_others_is_refused(home: Path) -> None:
     started = server(home / "data")
     started.start()
-    sockets = started._sockets
+    sockets = socket_directory(started)
     started.stop()
     sockets.mkdir()
     sockets.chmod(0o755)
@@ -390,7 +394,7 @@ def test_binaries_below_a_private_directory_are_copied_once(home: Path, monkeypa
     if package.with_name(package.name + ".libs").exists():
         shutil.copytree(package.with_name(package.name + ".libs"), hidden.with_name(package.name + ".libs"))
     (home / "private").chmod(0o700)
-    monkeypatch.setattr(embedded, "CACHE_DIRECTORY", home / "cache")
+    monkeypatch.setattr("eventstore.embedded.binaries.CACHE_DIRECTORY", home / "cache")
 
     for _ in range(2):
         with EmbeddedPostgres(home / "data", binaries=hidden / "pginstall" / "bin", settings=SMALL) as started:
