@@ -293,15 +293,11 @@ def evolve_account(state: ServiceAccount, event: AccountEvent) -> ServiceAccount
 # Reply
 
 
-def reply_tenant(
-    command: CreateTenant, before: NoTenant | Tenant, after: NoTenant | Tenant, events: Sequence[Event]
-) -> Mapping[str, Any]:
+def reply_tenant(command: CreateTenant, before: NoTenant | Tenant, after: NoTenant | Tenant, events: Sequence[Event]) -> Mapping[str, Any]:
     return {"tenant_id": command.tenant_id.hex, "name": command.name, "zone": command.zone}
 
 
-def reply_account(
-    command: AccountCommand, before: ServiceAccount, after: ServiceAccount, events: Sequence[Event]
-) -> Mapping[str, Any]:
+def reply_account(command: AccountCommand, before: ServiceAccount, after: ServiceAccount, events: Sequence[Event]) -> Mapping[str, Any]:
     match command:
         case IssueKey():
             expires_at = command.expires_at.isoformat() if command.expires_at else None

@@ -32,6 +32,9 @@ _SELECT = (
     "payload::text, reply::text, fingerprint, salt, hash"
 )
 _LOCK = "select epoch, clock_timestamp() from log_partition where partition = %s for update"
+_LIMIT = "set local transaction_timeout = '5s'"
+"""From when the lock is held, and whatever the session is waiting for then. The time-out of idle transactions is not enough: the
+Flush that psycopg sends behind the Sync of a pipeline switches it off, and it does not run between the messages of a pipeline [m]."""
 _TAIL = f"select {_SELECT} from event where partition = %s and position >= %s order by position limit %s"
 _READ = f"select {_SELECT} from event where partition = %s and position > %s order by position limit %s"
 _INSERT = """
@@ -74,6 +77,8 @@ class PostgresBatch:
         async with self._conn.pipeline():
             await self._conn.execute("begin")
             lock = await self._conn.execute(_LOCK, (self._partition,))
+            if self._conn.info.server_version >= 170_000:
+                await self._conn.execute(_LIMIT)
             rows = await self._conn.execute(_TAIL, (self._partition, head, at_most), binary=True)
         locked = await lock.fetchone()
         if locked is None:

@@ -1,0 +1,130 @@
+"""Tenants and keys: given events, when a command, then events or a refusal."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from domain.access import (
+    SCOPES,
+    SERVICE_ACCOUNT,
+    TENANT,
+    CreateTenant,
+    IssueKey,
+    KeyIssued,
+    KeyRevoked,
+    RevokeKey,
+    ServiceAccount,
+    TenantCreated,
+)
+from domain.kernel.decider import Command, Decider, Event, Rejected
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ACME = UUID(int=7)
+HASH = "ab" * 32
+
+
+def then(decider: Decider[object], given: list[Event], when: Command) -> list[Event] | str:
+    """What the command leads to: events, or the refusal's code and field."""
+    state = decider.initial
+    for event in given:
+        state = decider.evolve(state, event)
+    when.at = NOW
+    try:
+        return list(decider.decide(when, state))
+    except Rejected as refusal:
+        return f"{refusal.code} {refusal.field_name or ''}".strip()
+
+
+def create(name: str = "Acme", zone: str = "Europe/Moscow") -> CreateTenant:
+    return CreateTenant(tenant_id=ACME, name=name, zone=zone)
+
+
+CREATED = TenantCreated(ACME, "Acme", "Europe/Moscow", NOW)
+
+
+@pytest.mark.parametrize(
+    ("given", "when", "expected"),
+    [
+        ([], create(), [CREATED]),
+        ([CREATED], create(), []),
+        ([CREATED], create(name="Other"), "tenant.exists"),
+        ([CREATED], create(zone="UTC"), "tenant.exists"),
+        ([], create(name=""), "tenant.invalid name"),
+        ([], create(name="x" * 101), "tenant.invalid name"),
+        ([], create(zone="Mars/Olympus"), "tenant.invalid zone"),
+        ([], create(zone="../etc/passwd"), "tenant.invalid zone"),
+    ],
+)
+def test_a_tenant_is_created_once(given: list[Event], when: Command, expected: object) -> None:
+    assert then(TENANT, given, when) == expected  # type: ignore[arg-type]  # state types differ by decider
+
+
+def issue(
+    key_id: str = "0a1b2c3d",
+    secret_hash: str = HASH,
+    scopes: tuple[str, ...] = ("usage:write",),
+    name: str = "bot",
+    expires_at: datetime | None = None,
+) -> IssueKey:
+    return IssueKey(key_id=key_id, secret_hash=secret_hash, scopes=scopes, name=name, expires_at=expires_at)
+
+
+ISSUED = KeyIssued("0a1b2c3d", HASH, ("usage:write",), "bot", None, NOW)
+REVOKED = KeyRevoked("0a1b2c3d", NOW)
+LATER = NOW + timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "when", "expected"),
+    [
+        ([], issue(), [ISSUED]),
+        ([], issue(scopes=tuple(SCOPES)), [KeyIssued("0a1b2c3d", HASH, tuple(SCOPES), "bot", None, NOW)]),
+        ([], issue(expires_at=LATER), [KeyIssued("0a1b2c3d", HASH, ("usage:write",), "bot", LATER, NOW)]),
+        ([ISSUED], issue(), []),
+        ([ISSUED], issue(secret_hash="cd" * 32), "service.key_exists"),
+        ([ISSUED, REVOKED], issue(), "service.key_exists"),
+        ([ISSUED], issue(key_id="ffffffff"), [KeyIssued("ffffffff", HASH, ("usage:write",), "bot", None, NOW)]),
+        ([], issue(key_id="0A1B2C3D"), "service.key_invalid key_id"),
+        ([], issue(secret_hash="secret"), "service.key_invalid secret_hash"),
+        ([], issue(scopes=()), "service.key_invalid scopes"),
+        ([], issue(scopes=("usage:write", "usage:write")), "service.key_invalid scopes"),
+        ([], issue(scopes=("root",)), "service.key_invalid scopes"),
+        ([], issue(name=""), "service.key_invalid name"),
+        ([], issue(expires_at=NOW), "service.key_invalid expires_at"),
+        ([], issue(expires_at=LATER.replace(tzinfo=None)), "service.key_invalid expires_at"),
+        ([KeyIssued(f"{n:08x}", HASH, ("usage:read",), "k", None, NOW) for n in range(100)], issue(), "service.too_many_keys"),
+        ([ISSUED], RevokeKey(key_id="0a1b2c3d"), [REVOKED]),
+        ([ISSUED, REVOKED], RevokeKey(key_id="0a1b2c3d"), []),
+        ([], RevokeKey(key_id="0a1b2c3d"), "service.key_not_found"),
+    ],
+)
+def test_keys_are_issued_and_revoked_once(given: list[Event], when: Command, expected: object) -> None:
+    assert then(SERVICE_ACCOUNT, given, when) == expected  # type: ignore[arg-type]  # as above
+
+
+def test_a_revoked_key_is_not_found_and_the_others_stay() -> None:
+    state = ServiceAccount()
+    for event in (ISSUED, KeyIssued("ffffffff", HASH, ("usage:read",), "web", LATER, NOW), REVOKED):
+        state = SERVICE_ACCOUNT.evolve(state, event)
+
+    assert state.find("0a1b2c3d") is None
+    other = state.find("ffffffff")
+    assert other is not None
+    assert other.valid(NOW)
+    assert not other.valid(LATER)
+
+
+def test_freezing_and_thawing_change_nothing() -> None:
+    account = SERVICE_ACCOUNT.evolve(ServiceAccount(), ISSUED)
+    tenant = TENANT.evolve(TENANT.initial, CREATED)
+
+    assert SERVICE_ACCOUNT.thaw(SERVICE_ACCOUNT.freeze(account)) == account
+    assert TENANT.thaw(TENANT.freeze(tenant)) == tenant
+    assert TENANT.thaw(TENANT.freeze(TENANT.initial)) == TENANT.initial
+
+
+def test_replies_hold_no_hash() -> None:
+    reply = SERVICE_ACCOUNT.reply(issue(), ServiceAccount(), ServiceAccount(), [ISSUED])
+
+    assert HASH not in str(reply)
