@@ -54,6 +54,8 @@ def service_account_stream(account_id: UUID) -> str:
 @event("tenant.created")
 @dataclass(frozen=True, slots=True)
 class TenantCreated(Event):
+    """A tenant began."""
+
     tenant_id: UUID
     name: str
     zone: str
@@ -63,7 +65,7 @@ class TenantCreated(Event):
 @event("service.key_issued")
 @dataclass(frozen=True, slots=True)
 class KeyIssued(Event):
-    """``secret_hash`` is the SHA-256 of the secret in hex."""
+    """A service account got a key; ``secret_hash`` is the SHA-256 of its secret in hex."""
 
     key_id: str
     secret_hash: str
@@ -76,6 +78,8 @@ class KeyIssued(Event):
 @event("service.key_revoked")
 @dataclass(frozen=True, slots=True)
 class KeyRevoked(Event):
+    """A key ended before its time."""
+
     key_id: str
     at: datetime
 

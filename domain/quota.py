@@ -19,23 +19,24 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, TypeVar, assert_never
 from uuid import UUID, uuid5
-from zoneinfo import ZoneInfo
 
 from domain.kernel.decider import Command, Decider, Event, Rejected, event
 from domain.kernel.persistent import Heap, Map
 from domain.quota_credits import CreditUse, GrantBalance, Grants, credits_left, draw, find, granted, is_full, returned, taken
 from domain.quota_limits import (
     LIFETIME,
+    MAX_AMOUNT,
+    NO_OVERDRAFT,
     FrozenTally,
     Limit,
     Overdraft,
-    RollingTally,
     Tally,
     Window,
-    WindowTally,
-    epoch_second,
+    limits_are_valid,
     new_tally,
+    overdraft_is_valid,
     thaw_tally,
+    zone_is_known,
 )
 
 __all__ = [
@@ -43,9 +44,7 @@ __all__ = [
     "Reserve", "Rollback", "SetLimits", "VoidGrant", "Window", "quota_stream", "reservation_id", "stream_of_reservation",
 ]  # fmt: skip
 
-MAX_AMOUNT = 2**63 - 1
 MAX_OPEN = 10_000
-MAX_LIMITS = 32
 MAX_TTL_SECONDS = 30 * 86400
 CLOSED_REMEMBERED = 1_000
 """At least so many reservations that ended last are remembered, at most twice as many."""
@@ -287,7 +286,7 @@ class SetLimits(Command):
     meter: str
     zone: str = "UTC"
     limits: tuple[Limit, ...] = ()
-    overdraft: Overdraft = Overdraft()
+    overdraft: Overdraft = NO_OVERDRAFT
     max_open: int = MAX_OPEN
 
 
@@ -378,9 +377,9 @@ def find_closed(state: Quota, reservation_id: str) -> Closed | None:
     return closed
 
 
-def due(state: Quota, at: datetime) -> list[Event]:
+def due(state: Quota, at: datetime) -> list[Expired]:
     """The expiries that have come by then, soonest first."""
-    events: list[Event] = []
+    events: list[Expired] = []
     expiries = state.expiries
     while (least := expiries.least) is not None and least[0] <= at:
         expiries = expiries.pop()
@@ -479,7 +478,7 @@ def _settled(state: State, at: datetime) -> tuple[Quota, list[Event]]:
     for expired in events:
         settled = evolve(settled, expired)
     assert isinstance(settled, Quota)
-    return settled, events
+    return settled, [*events]
 
 
 def _reserve(command: Reserve, state: State) -> Sequence[Event]:
@@ -487,27 +486,27 @@ def _reserve(command: Reserve, state: State) -> Sequence[Event]:
         raise InvalidCommand("ttl_seconds")
     at, checking = command.at, command.mode is Mode.CHECK_ONLY
     try:
-        state, events, granted, credits, overdrawn, crossings = _admit(command, state)
+        state, events, granted, uses, overdrawn, crossings = _admit(command, state)
     except Rejected as refusal:
         raise _unrecorded(refusal) if checking else refusal from None
     if checking:
         return ()
     expires_at = at + timedelta(seconds=command.ttl_seconds)
     terms = state.terms
-    events.append(Reserved(terms.subject, terms.meter, command.reservation_id, granted, at, expires_at, credits, overdrawn))
+    events.append(Reserved(terms.subject, terms.meter, command.reservation_id, granted, at, expires_at, uses, overdrawn))
     return events + crossings if crossings else events
 
 
 def _consume(command: Consume, state: State) -> Sequence[Event]:
     checking = command.mode is Mode.CHECK_ONLY
     try:
-        state, events, granted, credits, overdrawn, crossings = _admit(command, state)
+        state, events, granted, uses, overdrawn, crossings = _admit(command, state)
     except Rejected as refusal:
         raise _unrecorded(refusal) if checking else refusal from None
     if checking:
         return ()
     terms = state.terms
-    events.append(Consumed(terms.subject, terms.meter, command.reservation_id, granted, command.at, credits, overdrawn))
+    events.append(Consumed(terms.subject, terms.meter, command.reservation_id, granted, command.at, uses, overdrawn))
     return events + crossings
 
 
@@ -547,7 +546,7 @@ def _admit(command: Reserve | Consume, state: State) -> Admission:
         raise ReservationExists(reservation_id=wanted_id)
     limits, grants = state.limits, state.grants
     _check_age(limits, at)
-    if len(state.open) >= state.terms.max_open and command.mode is not Mode.ADJUST and type(command) is Reserve:
+    if len(state.open) >= state.terms.max_open and type(command) is Reserve:
         raise TooManyOpen(max_open=state.terms.max_open)
     rooms = [tally.room(at) for tally in limits]
     left = credits_left(grants, at) if grants else 0
@@ -649,7 +648,7 @@ def _commit(command: Commit, state: State) -> Sequence[Event]:
         if used or expires_at != held.expires_at:
             events.append(Progressed(command.reservation_id, used, expires_at, at))
     if used > left:
-        for tally, part in _counted_in(state.limits, held.parts):
+        for tally, part in _counted_in(state, held, at):
             events += _crossings(state.terms, tally, part[1], used - left, at)
     return events
 
@@ -677,14 +676,15 @@ def _check_extra(state: Quota, held: Open, extra: int, command: Commit) -> None:
     if allowance is None:
         return
     # The part that stays within the reservation only turns from reserved into used, so it changes no room.
-    if allowance and all(tally.room_in(part[1]) - extra >= -allowance for tally, part in _counted_in(state.limits, held.parts)):
+    if allowance and all(tally.room_in(part[1]) - extra >= -allowance for tally, part in _counted_in(state, held, command.at)):
         return
     raise CommitExceedsReserved(reservation_id=command.reservation_id, left=max(0, held.amount - held.booked), used=command.used)
 
 
-def _counted_in(limits: tuple[Tally, ...], parts: tuple[Part, ...]) -> list[tuple[Tally, Part]]:
-    """The limits and windows in which a reservation still counts."""
-    return [(tally, part) for tally in limits for part in parts if part[0] == tally.born and tally.holds(part[1])]
+def _counted_in(state: Quota, held: Open, at: datetime) -> list[tuple[Tally, Part]]:
+    """The limits and windows in which a reservation still counts at that moment."""
+    seen = [tally.as_of(at) for tally in state.limits]
+    return [(tally, part) for tally in seen for part in held.parts if part[0] == tally.born and tally.holds(part[1])]
 
 
 def _rollback(command: Rollback, state: State) -> Sequence[Event]:
@@ -726,13 +726,9 @@ def _grant(command: Grant, state: State) -> Sequence[Event]:
             return events
         if is_full(state.grants, at):
             raise TooManyGrants()
-    effective_at = command.effective_at or at
-    events.append(
-        Granted(
-            command.subject, command.meter, command.grant_id, command.amount, command.priority, effective_at, command.expires_at,
-            command.rollover_amount, command.rollover_until, at,
-        )  # fmt: skip
-    )
+    terms = command.amount, command.priority, command.effective_at or at, command.expires_at
+    rollover = command.rollover_amount, command.rollover_until
+    events.append(Granted(command.subject, command.meter, command.grant_id, *terms, *rollover, at))
     return events
 
 
@@ -790,53 +786,19 @@ def _set_limits(command: SetLimits, state: State) -> Sequence[Event]:
         standing = terms.zone, tuple(tally.limit for tally in state.limits), terms.overdraft, terms.max_open
         if standing == (command.zone, command.limits, command.overdraft, command.max_open):
             return events
-    events.append(
-        LimitsSet(command.subject, command.meter, command.zone, command.limits, command.overdraft, command.max_open, command.at)
-    )
+    events.append(LimitsSet(command.subject, command.meter, command.zone, command.limits, command.overdraft, command.max_open, command.at))
     return events
 
 
 def _check_limits(command: SetLimits) -> None:
-    if not _zone_is_known(command.zone):
+    if not zone_is_known(command.zone):
         raise InvalidCommand("zone")
-    ids = [limit.limit_id for limit in command.limits]
-    if len(ids) > MAX_LIMITS or len(set(ids)) != len(ids) or not all(1 <= len(limit_id) <= 64 for limit_id in ids):
+    if not limits_are_valid(command.limits):
         raise InvalidCommand("limits")
-    for limit in command.limits:
-        percents = limit.thresholds
-        if not 0 <= limit.amount <= MAX_AMOUNT or not _window_is_valid(limit.window):
-            raise InvalidCommand("limits", limit_id=limit.limit_id)
-        if len(set(percents)) != len(percents) or not all(1 <= percent <= 100 for percent in percents):
-            raise InvalidCommand("limits", limit_id=limit.limit_id)
-    kind, amount = command.overdraft.kind, command.overdraft.amount
-    if kind not in ("none", "bounded", "soft") or (not 1 <= amount <= MAX_AMOUNT if kind == "bounded" else amount != 0):
+    if not overdraft_is_valid(command.overdraft):
         raise InvalidCommand("overdraft")
     if not 1 <= command.max_open <= 100_000:
         raise InvalidCommand("max_open")
-
-
-@lru_cache(maxsize=1024)
-def _zone_is_known(zone: str) -> bool:
-    try:
-        ZoneInfo(zone)
-    except (OSError, ValueError):  # not found is a KeyError that is an OSError's cousin; see below
-        return False
-    except KeyError:
-        return False
-    return True
-
-
-def _window_is_valid(window: Window) -> bool:
-    """Whether just the fields that belong to the kind are set, each in its range."""
-    day, month, seconds = window.anchor_day, window.anchor_month, window.seconds
-    days = {"week": 7, "month": 31, "year": 31}.get(window.kind, 0)
-    if window.kind not in ("lifetime", "hour", "day", "week", "month", "year", "rolling"):
-        return False
-    return (
-        (day is None or 1 <= day <= days)
-        and (month is None or (window.kind == "year" and 1 <= month <= 12))
-        and ((seconds is not None and 1 <= seconds <= 86400) if window.kind == "rolling" else seconds is None)
-    )
 
 
 def _check_target(command: Grant | SetLimits | Adjust) -> None:
@@ -904,7 +866,6 @@ def _with(state: Quota, limits: tuple[Tally, ...], grants: Grants, used: int = 0
 
 
 def _limits_set(state: State, event: LimitsSet) -> Quota:
-    known = isinstance(state, Quota)
     born = state.terms.next_born if isinstance(state, Quota) else 0
     limits: list[Tally] = []
     for limit in event.limits:
@@ -914,7 +875,6 @@ def _limits_set(state: State, event: LimitsSet) -> Quota:
     terms = _terms(event.subject, event.meter, event.zone, event.overdraft, event.max_open, born)
     if isinstance(state, NotConfigured):
         return Quota(terms, tuple(limits), (), Map(), Heap(), Map(), Map(), 0, 0)
-    assert known
     return Quota(
         terms, tuple(limits), state.grants, state.open, state.expiries, state.closed, state.closed_before, state.used, state.reserved
     )
@@ -936,7 +896,7 @@ def _terms(subject: str, meter: str, zone: str, overdraft: Overdraft, max_open: 
 
 def _granted(state: State, event: Granted) -> Quota:
     if isinstance(state, NotConfigured):
-        state = _limits_set(state, LimitsSet(event.subject, event.meter, "UTC", (PREPAID,), Overdraft(), MAX_OPEN, event.at))
+        state = _limits_set(state, LimitsSet(event.subject, event.meter, "UTC", (PREPAID,), NO_OVERDRAFT, MAX_OPEN, event.at))
     number = 1 + max((grant.number for grant in state.grants), default=-1)
     grant = GrantBalance(
         event.grant_id, number, event.amount, event.priority, event.effective_at, event.expires_at,
@@ -975,9 +935,7 @@ def _consumed(state: Quota, event: Consumed) -> Quota:
     spread, grants = _spread(state, event)
     limits = tuple([tally.add(tally.locate(event.at), counted, 0) for tally, counted in spread])
     closed, before = _remember(state, event.reservation_id, Closed("committed", event.amount, event.amount, 0))
-    return Quota(
-        state.terms, limits, grants, state.open, state.expiries, closed, before, state.used + event.amount, state.reserved
-    )
+    return Quota(state.terms, limits, grants, state.open, state.expiries, closed, before, state.used + event.amount, state.reserved)
 
 
 def _progressed(state: Quota, event: Progressed) -> Quota:
@@ -1029,8 +987,9 @@ def _booked(limits: tuple[Tally, ...], held: Open, total: int, ended: bool) -> t
             used = after - before
             if total > amount:
                 used += total - max(booked, amount)
-            tally = tally.add(key, used, before - counted if ended else before - after)
-        moved.append(tally)
+            moved.append(tally.add(key, used, before - counted if ended else before - after))
+        else:
+            moved.append(tally)
     return tuple(moved)
 
 
@@ -1061,8 +1020,10 @@ def _tidy(expiries: Heap[tuple[datetime, str]], opened: Map[str, Open], at: date
 
 
 def _crossed(state: Quota, event: ThresholdCrossed) -> Quota:
-    key = 0 if event.window_start is None else epoch_second(event.window_start)
-    limits = [tally.cross(key, event.percent) if tally.limit.limit_id == event.limit_id else tally for tally in state.limits]
+    limits = [
+        tally.cross(event.window_start, event.percent, event.at) if tally.limit.limit_id == event.limit_id else tally
+        for tally in state.limits
+    ]
     return _with(state, tuple(limits), state.grants)
 
 
@@ -1090,19 +1051,19 @@ def reply(command: QuotaCommand, before: State, after: State, events: Sequence[E
         case Rollback():
             closed = find_closed(after, command.reservation_id)
             assert closed is not None
-            left = remaining(after, command.at)
-            return {"reservation_id": command.reservation_id, "status": closed.status, "freed": closed.freed, "remaining": left}
+            room = remaining(after, command.at)
+            return {"reservation_id": command.reservation_id, "status": closed.status, "freed": closed.freed, "remaining": room}
         case Consume():
             return _consume_reply(command, after, events)
         case Expire():
             return {"expired": len(events), "remaining": remaining(after, command.at)}
         case Grant():
-            credits = credits_left(after.grants, command.at)
-            return {"grant_id": command.grant_id, "amount": command.amount, "credits_remaining": credits}
+            left = credits_left(after.grants, command.at)
+            return {"grant_id": command.grant_id, "amount": command.amount, "credits_remaining": left}
         case VoidGrant():
             known = find(after.grants, command.grant_id)
-            credits = credits_left(after.grants, command.at)
-            return {"grant_id": command.grant_id, "freed": known.voided if known else 0, "credits_remaining": credits}
+            left = credits_left(after.grants, command.at)
+            return {"grant_id": command.grant_id, "freed": known.voided if known else 0, "credits_remaining": left}
         case SetLimits():
             return {"limits": len(after.limits), "remaining": remaining(after, command.at)}
         case Adjust():
@@ -1112,14 +1073,14 @@ def reply(command: QuotaCommand, before: State, after: State, events: Sequence[E
 
 
 def _reserve_reply(command: Reserve, after: Quota, events: Sequence[Event]) -> Mapping[str, Any]:
-    for event in events:
-        if type(event) is Reserved:
+    for fact in events:
+        if type(fact) is Reserved:
             return {
                 "reservation_id": command.reservation_id,
                 "status": "reserved",
-                "granted": event.amount,
-                "overdrawn": event.overdrawn,
-                "expires_at": iso(event.expires_at),
+                "granted": fact.amount,
+                "overdrawn": fact.overdrawn,
+                "expires_at": iso(fact.expires_at),
                 "remaining": remaining(after, command.at),
             }
     state, _, granted, _, overdrawn, _ = _admit(command, after)
@@ -1144,7 +1105,7 @@ def _commit_reply(command: Commit, after: Quota) -> Mapping[str, Any]:
 
 
 def _consume_reply(command: Consume, after: Quota, events: Sequence[Event]) -> Mapping[str, Any]:
-    consumed = next((event for event in events if isinstance(event, Consumed)), None)
+    consumed = next((fact for fact in events if isinstance(fact, Consumed)), None)
     if consumed is not None:
         status, granted, used, overdrawn = "committed", consumed.amount, consumed.amount, consumed.overdrawn
     else:
@@ -1171,7 +1132,7 @@ class FrozenQuota:
     subject: str = ""
     meter: str = ""
     zone: str = "UTC"
-    overdraft: Overdraft = Overdraft()
+    overdraft: Overdraft = NO_OVERDRAFT
     max_open: int = MAX_OPEN
     next_born: int = 0
     limits: tuple[FrozenTally, ...] = ()

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, get_args
+from zoneinfo import ZoneInfo
 
 from domain.kernel.periods import Period, period
 from domain.kernel.persistent import Heap, Map
 
+MAX_AMOUNT = 2**63 - 1
+MAX_LIMITS = 32
 MAX_WINDOWS = 400
 """So many windows of a calendar limit are remembered; the oldest gives way to a new one."""
 
@@ -60,6 +64,59 @@ class Overdraft:
 
     kind: Literal["none", "bounded", "soft"] = "none"
     amount: int = 0
+
+
+NO_OVERDRAFT = Overdraft()
+
+
+def overdraft_is_valid(overdraft: Overdraft) -> bool:
+    """Whether it has an amount just when it is bounded."""
+    match overdraft.kind:
+        case "bounded":
+            return 1 <= overdraft.amount <= MAX_AMOUNT
+        case "none" | "soft":
+            return overdraft.amount == 0
+        case _:
+            return False
+
+
+def limits_are_valid(limits: tuple[Limit, ...]) -> bool:
+    """Whether the ids differ, and amounts, windows and thresholds are in their ranges."""
+    ids = {limit.limit_id for limit in limits}
+    return len(ids) == len(limits) <= MAX_LIMITS and all(_limit_is_valid(limit) for limit in limits)
+
+
+def _limit_is_valid(limit: Limit) -> bool:
+    percents = limit.thresholds
+    return (
+        1 <= len(limit.limit_id) <= 64
+        and 0 <= limit.amount <= MAX_AMOUNT
+        and _window_is_valid(limit.window)
+        and len(set(percents)) == len(percents)
+        and all(1 <= percent <= 100 for percent in percents)
+    )
+
+
+def _window_is_valid(window: Window) -> bool:
+    """Whether just the fields that belong to the kind are set, each in its range."""
+    kind, day, month, seconds = window.kind, window.anchor_day, window.anchor_month, window.seconds
+    days = {"week": 7, "month": 31, "year": 31}.get(kind, 0)
+    return (
+        kind in get_args(WindowKind)
+        and (day is None or 1 <= day <= days)
+        and (month is None or (kind == "year" and 1 <= month <= 12))
+        and ((seconds is not None and 1 <= seconds <= 86400) if kind == "rolling" else seconds is None)
+    )
+
+
+@lru_cache(maxsize=1024)
+def zone_is_known(zone: str) -> bool:
+    """Whether this is the name of an IANA time zone."""
+    try:
+        ZoneInfo(zone)
+    except (LookupError, OSError, ValueError):  # unknown; a directory of zones; not a relative path
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +219,13 @@ class WindowTally:
         after, amount = before + added * 100, limit.amount
         return [percent for percent in limit.thresholds if before < percent * amount <= after and percent not in crossed]
 
-    def cross(self, key: int, percent: int) -> WindowTally:
-        """This tally remembering that the percent was crossed in the window of that key."""
+    def as_of(self, at: datetime) -> WindowTally:
+        """This tally as a command at that moment sees it."""
+        return self
+
+    def cross(self, window_start: datetime | None, percent: int, at: datetime) -> WindowTally:
+        """This tally remembering that the percent was crossed in that window."""
+        key = 0 if window_start is None else epoch_second(window_start)
         if key < self.floor:
             return self
         used, reserved, crossed = self.counts(key)
@@ -178,9 +240,11 @@ class WindowTally:
 
     def window(self, at: datetime) -> Period:
         kind = self.limit.window.kind
-        if kind == "lifetime" or kind == "rolling":
-            return Period(_BEGINNING, _END)
-        return period(kind, at, self.zone, self.limit.window.anchor_day, self.limit.window.anchor_month)
+        match kind:
+            case "lifetime" | "rolling":
+                return Period(_BEGINNING, _END)
+            case _:
+                return period(kind, at, self.zone, self.limit.window.anchor_day, self.limit.window.anchor_month)
 
     def resets_at(self, at: datetime) -> datetime | None:
         return self.window(at).end if self._calendar else None
@@ -290,12 +354,12 @@ class RollingTally:
         crossed = [percent for second, percent in seen.crossed if seen.holds(second)]
         return [percent for percent in self.limit.thresholds if before < percent * amount <= after and percent not in crossed]
 
-    def cross(self, key: int, percent: int) -> RollingTally:
-        seen = self.seen_at(key)
-        crossed = (*(pair for pair in seen.crossed if seen.holds(pair[0])), (seen.latest, percent))
-        return RollingTally(
-            seen.born, seen.limit, seen.seconds, seen.latest, seen.used, seen.reserved, seen.buckets, seen.order, crossed
-        )
+    def as_of(self, at: datetime) -> RollingTally:
+        return self.seen_at(epoch_second(at))
+
+    def cross(self, window_start: datetime | None, percent: int, at: datetime) -> RollingTally:
+        crossed = (*(pair for pair in self.crossed if self.holds(pair[0])), (max(self.latest, epoch_second(at)), percent))
+        return RollingTally(self.born, self.limit, self.seconds, self.latest, self.used, self.reserved, self.buckets, self.order, crossed)
 
     def counts(self, key: int) -> Counts:
         seen = self.seen_at(key)
@@ -310,9 +374,7 @@ class RollingTally:
         return None if oldest is None else from_epoch(oldest + self.seconds)
 
     def with_limit(self, limit: Limit) -> RollingTally:
-        return RollingTally(
-            self.born, limit, self.seconds, self.latest, self.used, self.reserved, self.buckets, self.order, self.crossed
-        )
+        return RollingTally(self.born, limit, self.seconds, self.latest, self.used, self.reserved, self.buckets, self.order, self.crossed)
 
     def freeze(self) -> FrozenTally:
         counts = tuple((second, used, reserved) for second, (used, reserved) in sorted(self.buckets.items()))

@@ -65,7 +65,7 @@ class QuotaView:
 def view(state: Quota, at: datetime) -> QuotaView:
     """The quota as it is at that moment."""
     for expired in due(state, at):
-        state = evolve(state, expired)  # type: ignore[arg-type, assignment]  # only expiries, which leave a quota a quota
+        state = evolve(state, expired)  # type: ignore[assignment]  # only expiries, which leave a quota a quota
     left = credits_left(state.grants, at)
     terms = state.terms
     return QuotaView(

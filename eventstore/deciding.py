@@ -69,7 +69,8 @@ class Work:
     def _replay(self, request: Request, before: Known) -> Outcome | Exception:
         if before.tenant_id != request.tenant_id or before.fingerprint != request.fingerprint:
             return KeyReused()
-        return Outcome((before.reply or "null").encode(), before.type == REFUSED, True, self.epoch, before.position)
+        # Where its last event is was not kept; who reads the log to its present end has read that too.
+        return Outcome((before.reply or "null").encode(), before.type == REFUSED, True, self.epoch, self.position)
 
     def _decide(self, request: Request) -> Outcome:
         if len(request.items) == 1:

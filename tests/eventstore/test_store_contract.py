@@ -71,7 +71,8 @@ async def test_the_same_key_and_body_get_the_first_answer_byte_for_byte(world: W
     assert not first.replayed
     assert json.loads(first.reply)["used"] == 3
     for replay in (again, elsewhere):
-        assert (replay.reply, replay.refused, replay.replayed, replay.position) == (first.reply, False, True, first.position)
+        assert (replay.reply, replay.refused, replay.replayed) == (first.reply, False, True)
+        assert replay.position >= first.position, "who waits for it must see all that the command did"
     assert len(world.rows()) == events
 
 
@@ -182,7 +183,7 @@ async def test_two_at_once_in_two_processes_share_one_outcome(world: World, stor
         one, two = await asyncio.gather(store.submit(replace(request)), other.submit(replace(request)))
 
         assert len(world.rows()) == before + 1
-        assert (one.reply, one.position) == (two.reply, two.position)
+        assert one.reply == two.reply
         assert sorted((one.replayed, two.replayed)) == [False, True]
 
 
@@ -307,6 +308,7 @@ async def test_an_atomic_batch_spans_streams_and_gets_one_reply(world: World, st
     assert [row.reply is None for row in added] == [row.fingerprint is None for row in added] == [False, True, True, True]
     again = await store.submit(request)
     assert (again.reply, again.replayed) == (done.reply, True)
+    assert again.position >= done.position == before + 4
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -577,11 +579,12 @@ async def test_a_small_cache_stays_small_also_when_nothing_is_written(world: Wor
 async def test_a_cached_state_is_never_stale(world: World) -> None:
     one, two = await world.open(), await world.open()
     await one.submit(ask(("till-a", Open(room=10))))
-    for n in range(10):
-        for store in (one, two):
-            await store.submit(ask(("till-a", Take(take_id=f"{n}"))))
+    for n in range(8):
+        for index, store in enumerate((one, two)):
+            done = await store.submit(ask(("till-a", Take(take_id=f"{n}-{index}"))))
+            assert done.refused == (2 * n + index >= 10)
 
-    assert [(await store.submit(ask(("till-a", Take(take_id="z"))))).refused for store in (one, two)] == [True, True]
+    assert [row.version for row in world.rows() if row.stream == "till-a"] == list(range(1, 12))
     assert broken(world) is None
 
 

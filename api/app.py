@@ -1,0 +1,48 @@
+"""The HTTP application: routes, problems, and what surrounds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from api import openapi, problems
+from api.edge import Edge, Follower, Reader
+from api.metrics import Observed
+from api.routes import ROUTERS
+from api.settings import Settings
+from domain.kernel.decider import Rejected
+from eventstore.errors import StoreError
+from eventstore.store import Store
+
+API_VERSION = "1"
+"""Of the interface, as in its addresses; not of the program."""
+
+
+def create_app(store: Store, reader: Reader, settings: Settings, follower: Follower | None = None) -> FastAPI:
+    """An application on an open store; opening and draining are the caller's."""
+    edge = Edge(store, reader, settings, follower)
+    app = FastAPI(title="Holdbook", version=API_VERSION, openapi_url="/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.edge = edge
+    for router in ROUTERS:
+        app.include_router(router)
+    for error in (problems.Problem, Rejected, StoreError, RequestValidationError, HTTPException, *problems.UNREACHABLE):
+        app.add_exception_handler(error, problems.handle)
+    app.add_middleware(Observed, metrics=edge.metrics, at_once=settings.requests_at_once)
+    made: dict[str, Any] = {}
+
+    def document() -> dict[str, Any]:
+        if not made:
+            made.update(openapi.document(app))
+        return made
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to replace it
+    return app
+
+
+def openapi_document() -> dict[str, Any]:
+    """The OpenAPI document, without a store behind it."""
+    nobody: Any = None
+    return create_app(Store.in_memory(()), nobody, Settings()).openapi()

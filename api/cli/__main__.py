@@ -1,0 +1,5 @@
+"""`python -m api.cli`: as `holdbook`."""
+
+from api.cli import main
+
+main()

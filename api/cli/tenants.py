@@ -1,0 +1,63 @@
+"""``holdbook tenant``: the organisations everything belongs to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID, uuid4
+
+import typer
+from rich.table import Table
+
+from api.cli.common import fail, operate, out, run_with_store
+from domain.access import TENANT, CreateTenant, Tenant, tenant_stream
+from eventstore.requests import Item
+from eventstore.store import Store
+
+app = typer.Typer(help="Create and list tenants.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="A label for operators, kept for ever: not a person's name.")],
+    zone: Annotated[str, typer.Option(help="IANA time zone.")] = "UTC",
+    tenant_id: Annotated[UUID | None, typer.Option("--id", help="Choose the id; the same one twice changes nothing.")] = None,
+) -> None:
+    """Create a tenant and print its id."""
+    chosen = tenant_id or uuid4()
+
+    async def work(store: Store, _: str) -> None:
+        await operate(store, chosen, Item(TENANT, tenant_stream(chosen), CreateTenant(tenant_id=chosen, name=name, zone=zone)))
+
+    run_with_store(work)
+    typer.echo(chosen)
+
+
+@app.command("list")
+def list_() -> None:
+    """List all tenants."""
+
+    async def work(store: Store, dsn: str) -> None:
+        table = Table("tenant", "name", "zone", "created")
+        async with store.pool.connection() as conn:  # type: ignore[union-attr]  # opened on a database
+            # From the log itself, so that a tenant made a moment ago is there.
+            cursor = await conn.execute("select tenant_id, recorded_at from event where type = 'tenant.created' order by recorded_at")
+            rows = await cursor.fetchall()
+        for tenant_id, created in rows:
+            state = (await store.state(TENANT, tenant_id, tenant_stream(tenant_id))).state
+            table.add_row(str(tenant_id), state.name, state.zone, f"{created:%Y-%m-%d %H:%M}")
+        out.print(table)
+
+    run_with_store(work)
+
+
+@app.command()
+def show(tenant_id: Annotated[UUID, typer.Argument(help="Its id.")]) -> None:
+    """Show one tenant."""
+
+    async def work(store: Store, _: str) -> object:
+        return (await store.state(TENANT, tenant_id, tenant_stream(tenant_id))).state
+
+    state = run_with_store(work)
+    if not isinstance(state, Tenant):
+        fail("There is no such tenant.")
+    out.print(f"{state.tenant_id}  {state.name}  {state.zone}", highlight=False)

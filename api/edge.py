@@ -1,0 +1,156 @@
+"""From a request to the store and back: who asks, what for, under which key; then one command, or several at once."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from uuid import UUID
+
+import msgspec
+from fastapi import Request
+from starlette.responses import Response
+
+from api import bodies, idempotency, problems
+from api.auth import Authenticator, Principal
+from api.bodies import CommandBody
+from api.metrics import Metrics
+from api.settings import Settings
+from eventstore.requests import Item, Outcome
+from eventstore.requests import Request as StoreRequest
+from eventstore.store import Store, client_command_id
+
+if TYPE_CHECKING:
+    from domain.quota_view import QuotaView
+
+_decode = msgspec.json.decode
+_TRACE = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Open(Protocol):
+    """An open reservation in the read model."""
+
+    @property
+    def reservation_id(self) -> str: ...
+
+
+class Reader(Protocol):
+    """The read models this edge asks; see ``projections.quotas``."""
+
+    async def get(self, tenant_id: UUID, subject: str, meter: str, at: datetime, min_position: int | None = None) -> QuotaView | None:
+        """A quota as of ``at``, read once the projection has reached ``min_position``."""
+        ...
+
+    async def list(
+        self, tenant_id: UUID, at: datetime, meter: str | None = None, after: tuple[str, str] | None = None, limit: int = 50
+    ) -> Sequence[QuotaView]:
+        """A tenant's quotas by meter and subject, behind a place in that order."""
+        ...
+
+    async def reservations(self, tenant_id: UUID, subject: str, meter: str, after: str | None = None, limit: int = 50) -> Sequence[Open]:
+        """Open reservations of a quota by id, behind one."""
+        ...
+
+
+class Follower(Protocol):
+    """What feeds the read models in this process."""
+
+    def lag(self) -> Any:
+        """How far the read models are behind the log."""
+        ...
+
+
+class Edge:
+    """Everything a route needs."""
+
+    def __init__(self, store: Store, reader: Reader, settings: Settings, follower: Follower | None = None) -> None:
+        self.store, self.reader, self.settings, self.follower = store, reader, settings, follower
+        self.authenticator = Authenticator(store)
+        self.metrics = Metrics(store, follower)
+        self.draining = False
+        # A long past is a long read: two at a time leave the writers their connections.
+        self.folding = asyncio.Semaphore(2)
+
+
+def edge_of(request: Request) -> Edge:
+    """The edge of the application that serves the request."""
+    edge: Edge = request.scope["app"].state.edge
+    return edge
+
+
+class Asked(NamedTuple):
+    """A request whose sender is known."""
+
+    edge: Edge
+    headers: dict[bytes, bytes]
+    principal: Principal
+
+
+async def ask(request: Request, *scopes: str) -> Asked:
+    """Check the sender's key and scopes, before anything of the body is read."""
+    edge = edge_of(request)
+    headers: dict[bytes, bytes] = dict(request.scope["headers"])
+    principal = await edge.authenticator.principal(headers)
+    for scope in scopes:
+        principal.require(scope)
+    return Asked(edge, headers, principal)
+
+
+async def run(request: Request, model: type[CommandBody], path: dict[str, str] | None = None) -> Response:
+    """Take one command through the store and answer with its outcome."""
+    edge, headers, principal = asked = await ask(request, model.scope)
+    raw = await bodies.read(request, headers, edge.settings.body_limit_bytes)
+    if path is not None:
+        raw = bodies.with_path(raw, path)
+    body = bodies.parse(model, raw)
+    key = idempotency.key_of(headers, body.correlation_id, body.default_key())
+    tenant_id = principal.tenant_id
+    command_id = client_command_id(tenant_id, principal.account, model.operation, key)
+    items = (body.item(tenant_id, command_id, 0),)
+    return respond(edge, await submit(asked, command_id, items, await fingerprint(asked, raw), len(raw)))
+
+
+async def fingerprint(asked: Asked, raw: bytes) -> bytes:
+    """What tells this body from another one under the same key."""
+    return idempotency.fingerprint(await asked.edge.store.tenant_key(asked.principal.tenant_id), _decode(raw))
+
+
+def submit(asked: Asked, command_id: UUID, items: tuple[Item, ...], print_: bytes, size: int) -> Awaitable[Outcome]:
+    """Hand one request to the store."""
+    trace = asked.headers.get(b"traceparent")
+    principal = asked.principal
+    return asked.edge.store.submit(
+        StoreRequest(
+            principal.tenant_id,
+            command_id,
+            items,
+            print_,
+            actor=principal.actor,
+            trace=trace.decode() if trace is not None and _TRACE.fullmatch(trace) else None,
+            size=size,
+        )
+    )
+
+
+def respond(edge: Edge, outcome: Outcome) -> Response:
+    """An outcome as an answer. A refusal's document is made of what was kept, so a replay has the same bytes."""
+    headers = {"Holdbook-Position": str(outcome.position), "Holdbook-Epoch": str(outcome.epoch)}
+    if outcome.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    if not outcome.refused:
+        return Response(outcome.reply, 200, headers, "application/json")
+    problem = problems.of_refusal(_decode(outcome.reply))
+    edge.metrics.refused(problem.code)
+    problem.headers.update(headers)
+    return problem.response()
+
+
+async def gather(waiting: Sequence[Awaitable[Outcome]]) -> list[Outcome | Exception]:
+    """All outcomes, each for itself: one that fails takes no other with it."""
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, Exception):
+            raise result
+    return results  # type: ignore[return-value]  # the others were raised

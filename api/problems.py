@@ -1,0 +1,145 @@
+"""Errors as RFC 9457 problem details. ``type`` is ``urn:holdbook:problem:<code>``, and codes are stable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import psycopg
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from psycopg_pool import PoolTimeout, TooManyRequests
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from domain.kernel.decider import Rejected
+from eventstore.deciding import refusal_reply
+from eventstore.errors import Draining, KeyReused, Overloaded, StoreError, UnknownEventType
+
+PREFIX = "urn:holdbook:problem:"
+MEDIA_TYPE = "application/problem+json"
+RETRY_SECONDS = 1
+
+CODES: Mapping[str, tuple[int, str]] = {
+    "request.malformed": (400, "The body is not JSON."),
+    "request.invalid": (422, "The request has fields that cannot be accepted."),
+    "request.too_large": (413, "The body is larger than this server accepts."),
+    "idempotency.key_required": (400, "Send an Idempotency-Key header, or a correlation_id in the body."),
+    "idempotency.key_invalid": (400, "An idempotency key is 1 to 255 printable ASCII characters."),
+    "idempotency.key_reused": (422, "The same idempotency key was used before with another body."),
+    "auth.required": (401, "Send an API key: Authorization: Bearer hbk_..."),
+    "auth.key_invalid": (401, "The API key is not known, was revoked or has expired."),
+    "auth.scope_missing": (403, "The API key may not do this."),
+    "route.not_found": (404, "There is nothing at this address."),
+    "route.method_not_allowed": (405, "This address does not know this method."),
+    "projection.behind": (503, "The read model has not reached the asked position yet; ask again."),
+    "store.unavailable": (503, "The store cannot be reached or did not confirm; send the request again with the same key."),
+    "store.overloaded": (503, "Too many commands are waiting; send the request again shortly with the same key."),
+    "store.draining": (503, "This process is shutting down; send the request again with the same key."),
+    "store.unknown_event_type": (503, "A newer version of the program wrote here; send the request again with the same key."),
+    "internal": (500, "Something went wrong here; the request may be sent again with the same key."),
+}
+"""Every problem that is not a rule's refusal: code to status and title. Refusals are listed with the domain's deciders."""
+
+UNREACHABLE = (psycopg.OperationalError, PoolTimeout, TooManyRequests, OSError)
+"""What is raised when the database does not answer; TimeoutError is an OSError."""
+
+_RETRYABLE: Mapping[type[StoreError], str] = {
+    Overloaded: "store.overloaded",
+    Draining: "store.draining",
+    UnknownEventType: "store.unknown_event_type",
+}
+_STATUS_OF_KIND = {"conflict": 409, "not_found": 404, "invalid": 422}
+
+
+class Problem(Exception):
+    """An answer that is not a success. ``members`` are added to the body as they are."""
+
+    def __init__(
+        self,
+        code: str,
+        *,
+        status: int | None = None,
+        title: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(code)
+        known_status, known_title = CODES.get(code, (500, code))
+        self.code, self.status, self.title = code, status or known_status, title or known_title
+        self.headers = dict(headers or {})
+        if self.status == 503:
+            self.headers.setdefault("Retry-After", str(RETRY_SECONDS))
+        self.members = {name: value for name, value in members.items() if value is not None}
+
+    def body(self) -> dict[str, Any]:
+        """The problem document."""
+        return {"type": PREFIX + self.code, "title": self.title, "status": self.status, "code": self.code, **self.members}
+
+    def response(self) -> Response:
+        """The document as an answer."""
+        return Response(msgspec.json.encode(self.body()), self.status, self.headers, MEDIA_TYPE)
+
+
+def of_refusal(told: Mapping[str, Any]) -> Problem:
+    """A rule's refusal, from what the store keeps of it."""
+    members = {name: told[name] for name in ("index", "details") if name in told}
+    if (field := told.get("field")) is not None:
+        members["errors"] = [{"field": field, "message": told["message"]}]
+    return Problem(told["code"], status=_STATUS_OF_KIND[told["kind"]], title=told["message"], **members)
+
+
+def of_error(error: Exception) -> Problem:
+    """Whatever was raised, as a problem; what is not known says nothing about itself."""
+    match error:
+        case Problem():
+            return error
+        case Rejected():
+            return of_refusal(refusal_reply(error))
+        case KeyReused():
+            return Problem("idempotency.key_reused")
+        case StoreError() if error.retryable:
+            return Problem(_RETRYABLE.get(type(error), "store.unavailable"))
+        case _ if isinstance(error, UNREACHABLE):
+            return Problem("store.unavailable")
+        case RequestValidationError():
+            return invalid(error.errors())
+        case HTTPException(status_code=404):
+            return Problem("route.not_found")
+        case HTTPException(status_code=405):
+            return Problem("route.method_not_allowed", headers=error.headers)
+        case HTTPException():
+            return Problem(f"http.{error.status_code}", status=error.status_code, title=error.detail, headers=error.headers)
+        case _:
+            return Problem("internal")
+
+
+def invalid(errors: Sequence[ErrorDetails | Mapping[str, Any]], tags: frozenset[str] = frozenset()) -> Problem:
+    """A validation failure. Names fields and says what is wrong; values are never repeated, for they may be secrets."""
+    if any(error["type"] == "json_invalid" for error in errors):
+        return Problem("request.malformed")
+    return Problem("request.invalid", errors=[{"field": _field(error, tags), "message": _message(error)} for error in errors[:100]])
+
+
+def _field(error: Mapping[str, Any], tags: frozenset[str]) -> str:
+    named = (error.get("ctx") or {}).get("field")
+    loc = error["loc"]
+    if loc and loc[0] in ("query", "path", "header", "body"):
+        loc = loc[1:]
+    # A union's tag follows the index of its item; people look for the field.
+    parts = [str(part) for i, part in enumerate(loc) if not (part in tags and i and isinstance(loc[i - 1], int))]
+    return ".".join([*parts, named] if named else parts)
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "This field is not known."
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{message}." if message[-1:].isalnum() else message
+
+
+async def handle(request: Request, error: Exception) -> Response:
+    """For whatever a route raises."""
+    return of_error(error).response()

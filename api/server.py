@@ -1,0 +1,155 @@
+"""Processes: what one opens, serves and follows, and how it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.deadlines import Deadlines
+from api.settings import Settings
+from domain.catalog import DECIDERS
+from eventstore.store import Store
+
+log = structlog.get_logger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to us: uvicorn would raise them again after draining, and end us before the store is drained."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See uvicorn."""
+        yield
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket the server will accept on; its name tells the port when any free one was asked for."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where the socket can be reached from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104  # compared, not bound
+    return f"http://{host}:{port}"
+
+
+@asynccontextmanager
+async def serving(app: FastAPI, settings: Settings, listener: socket.socket) -> AsyncIterator[_Server]:
+    """A server that accepts; on leaving, requests under way are finished and answered."""
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    try:
+        while not server.started:
+            if task.done():
+                await task
+                raise RuntimeError("the HTTP server did not start")
+            await asyncio.sleep(0.005)
+        yield server
+    finally:
+        app.state.edge.draining = True
+        if not server.force_exit:
+            await asyncio.sleep(settings.drain_delay_seconds)
+        server.should_exit = True
+        await task
+
+
+def asked_to_stop() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT; a second one ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def heard(number: int) -> None:
+        if stop.is_set():
+            loop.remove_signal_handler(number)
+            signal.raise_signal(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, heard, number)
+    return stop
+
+
+@asynccontextmanager
+async def following(dsn: str, store: Store) -> AsyncIterator[Any]:
+    """A follower that feeds the read models, and the end of what is due."""
+    from projections import quotas, schema, tenants
+    from projections.follower import Follower
+
+    generations = await asyncio.to_thread(schema.create, dsn)
+    fed = [quotas.Quotas(store.codec, generations[quotas.NAME]), tenants.Tenants(store.codec, generations[tenants.NAME])]
+    follower = Follower(dsn, range(store.partitions), fed, store.waker)
+    finder = await quotas.DueReader.open(dsn)
+    deadlines = Deadlines(store, finder.due)
+    tasks = [asyncio.create_task(follower.run(), name="follower"), asyncio.create_task(deadlines.run(), name="deadlines")]
+    try:
+        yield follower
+    finally:
+        deadlines.stop()
+        await asyncio.wait([tasks[1]])
+        follower.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await finder.close()
+
+
+@asynccontextmanager
+async def process(dsn: str, settings: Settings, *, follow: bool, serve: bool) -> AsyncIterator[str | None]:
+    """A running process on a migrated store; yields its URL when it serves. Leaving drains it."""
+    from projections.quotas import QuotaReader
+
+    async with contextlib.AsyncExitStack() as stack:
+        store = await Store.open(dsn, DECIDERS, settings.writer_options(), connections=settings.connections)
+        stack.push_async_callback(store.drain)
+        follower = await stack.enter_async_context(following(dsn, store)) if follow else None
+        if not serve:
+            yield None
+            return
+        reader = await QuotaReader.open(dsn)
+        stack.push_async_callback(reader.close)
+        listener = listen(settings)
+        url = url_of(listener)
+        await stack.enter_async_context(serving(create_app(store, reader, settings, follower), settings, listener))
+        log.info("serving", url=url)
+        yield url
+        log.info("draining")
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """Run to the end on uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_awaited(main))
+
+
+async def _awaited(main: Callable[[], Awaitable[None]]) -> None:
+    await main()

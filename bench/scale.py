@@ -1,0 +1,26 @@
+"""How long things are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Sides are measured in turns, ``rounds`` times for ``seconds`` each, after one turn of ``warm_seconds`` that does not count."""
+
+    rounds: int
+    seconds: float
+    warm_seconds: float
+    callers: int = 1_000
+    filled: int = 2_000_000
+    """Events in the store that is not empty."""
+    view_seconds: float = 20.0
+    view_commands: int = 1_000
+    """Commands a second that arrive while the view is watched."""
+
+
+FULL = Scale(rounds=5, seconds=2.5, warm_seconds=1.0)
+QUICK = Scale(rounds=3, seconds=0.8, warm_seconds=0.4, filled=200_000, view_seconds=5.0)
+TINY = Scale(rounds=1, seconds=0.05, warm_seconds=0.02, callers=20, filled=400, view_seconds=0.3, view_commands=50)
+"""For the suite: everything runs, and no figure means anything."""

@@ -1,0 +1,76 @@
+"""A server process, run by the product's own ``serve`` or ``up``, with one route more.
+
+The route without an effect has the same body, the same check of the key and the same answer's size as a reservation, so
+that what a reservation costs on top of HTTP can be told.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from api import bodies, server
+from api.app import create_app
+from api.edge import ask
+from api.routes.usage import ReserveCommand
+
+NOTHING = "/bench/nothing"
+_PROJECT = str(Path(__file__).parents[1])
+
+
+async def nothing(request: Request) -> Response:
+    """Check the key and the body as a reservation does, and answer."""
+    asked = await ask(request, ReserveCommand.scope)
+    raw = await bodies.read(request, asked.headers, asked.edge.settings.body_limit_bytes)
+    bodies.parse(ReserveCommand, raw)
+    return Response(_ANSWER, 200, {"Holdbook-Position": "1", "Holdbook-Epoch": "0"}, "application/json")
+
+
+_ANSWER = (
+    b'{"reservation_id":"%b","status":"reserved","granted":1,"overdrawn":0,"expires_at":"2026-01-01T00:00:00.000000Z","remaining":%d}'
+    % (b"A" * 40, 10**15)
+)
+
+
+def _with_nothing(*arguments: Any, **named: Any) -> FastAPI:
+    app = create_app(*arguments, **named)
+    app.add_api_route(NOTHING, nothing, methods=["POST"])
+    return app
+
+
+@contextmanager
+def running(dsn: str, how: Literal["serve", "up"]) -> Iterator[int]:
+    """A server on a prepared store; yields the port it listens on. It drains in the end, as on SIGTERM."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HOLDBOOK_")}
+    environment |= {"HOLDBOOK_DATABASE_URL": dsn, "HOLDBOOK_PORT": "0", "HOLDBOOK_LOG_LEVEL": "warning", "PYTHONPATH": _PROJECT}
+    arguments = [sys.executable, "-m", "bench.server", how]
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if found := re.search(r"http://[^ ]*:(\d+)", line):
+                    yield int(found[1])
+                    return
+            raise RuntimeError(f"the server did not start: it ended with {process.wait()}")
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+if __name__ == "__main__":
+    from api.cli import running as commands
+
+    server.create_app = _with_nothing
+    {"serve": commands.serve, "up": commands.up}[sys.argv[1]](host=None, port=None)

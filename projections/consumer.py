@@ -1,0 +1,56 @@
+"""What a follower feeds: consumers of the log, each with a checkpoint for every partition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+Connection = AsyncConnection[TupleRow]
+
+
+class Recorded(NamedTuple):
+    """One event as the log has it: the columns that read models need."""
+
+    position: int
+    tenant_id: UUID
+    stream: str
+    version: int
+    type: str
+    recorded_at: datetime
+    payload: str
+
+
+RECORDED = "position, tenant_id, stream, version, type, recorded_at, payload::text"
+
+
+class Consumer(Protocol):
+    """A fold of the log into tables. The same consumer of two generations is two consumers."""
+
+    name: str
+    generation: int
+
+    async def apply(self, conn: Connection, partition: int, rows: Sequence[Recorded]) -> Callable[[], None]:
+        """Write what the rows change, all of one partition, in order and without gap.
+
+        The connection is in pipeline mode and inside the transaction that has already moved the checkpoint, so whoever
+        runs this is alone with the partition. Statements may be left unanswered. The returned function is called after
+        the commit; nothing that outlives the transaction may be changed before. Any exception undoes everything.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Drop everything that is kept in memory."""
+        ...
+
+
+class ProjectionBehind(Exception):
+    """The read model has not reached the asked position in time; ask again shortly."""
+
+    def __init__(self, position: int, wanted: int, stopped: str | None = None) -> None:
+        super().__init__(f"at position {position} of {wanted}" + (f", stopped: {stopped}" if stopped else ""))
+        self.position, self.wanted, self.stopped = position, wanted, stopped

@@ -1,0 +1,77 @@
+"""Which tenants there are, for operators: no reader's role can see this table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from sqlalchemy import Column, DateTime, Integer, MetaData, Table, Text, Uuid
+
+from domain.access import TenantCreated
+from eventstore.codec import Codec
+from projections.consumer import Connection, Recorded
+
+NAME = "tenants"
+VERSION = 1
+"""Raised whenever the tables or the fold change: the projection is then rebuilt beside the old one."""
+
+
+def define(metadata: MetaData, generation: int) -> None:
+    """The tables of one generation."""
+    Table(
+        f"tenant_{generation}",
+        metadata,
+        Column("partition", Integer, primary_key=True),
+        Column("tenant_id", Uuid, primary_key=True),
+        Column("name", Text, nullable=False),
+        Column("zone", Text, nullable=False),
+        Column("created_at", DateTime(timezone=True), nullable=False),
+        info={"readers": False},
+    )
+
+
+class Tenants:
+    """The consumer."""
+
+    name = NAME
+
+    def __init__(self, codec: Codec, generation: int = 1) -> None:
+        self.generation, self._codec = generation, codec
+        self._insert = (
+            f"insert into tenant_{generation} (partition, tenant_id, name, zone, created_at) values (%s, %s, %s, %s, %s) "
+            "on conflict (partition, tenant_id) do update set name = excluded.name, zone = excluded.zone"
+        )
+
+    async def apply(self, conn: Connection, partition: int, rows: Sequence[Recorded]) -> Callable[[], None]:
+        """See :class:`projections.consumer.Consumer`."""
+        for row in rows:
+            if row.stream.startswith("tenant-"):
+                event = self._codec.decode(row.type, row.payload)
+                if isinstance(event, TenantCreated):
+                    await conn.execute(self._insert, (partition, event.tenant_id, event.name, event.zone, event.at))
+        return self.forget
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+class TenantRow(NamedTuple):
+    """One tenant."""
+
+    tenant_id: UUID
+    name: str
+    zone: str
+    created_at: datetime
+
+
+async def list_tenants(dsn: str) -> list[TenantRow]:
+    """All tenants, oldest first. For operators: needs a login that may act as the followers' role."""
+    async with await AsyncConnection.connect(dsn, options="-c role=holdbook_follower") as conn:
+        found = await (await conn.execute("select generation from projection where name = %s", (NAME,))).fetchone()
+        assert found is not None
+        query = f"select tenant_id, name, zone, created_at from tenant_{int(found[0])} order by created_at, tenant_id"
+        cursor = await conn.execute(query)
+        return [TenantRow._make(row) for row in await cursor.fetchall()]
