@@ -79,11 +79,13 @@ def _events() -> str:
 def _refusals() -> str:
     out = [
         _MADE,
-        "# Refusals\n\nEach comes as a problem document (RFC 9457) whose `type` is `urn:holdbook:problem:<code>`. A frozen one is recorded: the same key gets it"
-        " for ever. The others leave nothing, and the same key may be tried again.\n\n| code | kind | frozen | meaning |\n|---|---|---|---|\n",
+        "# Refusals\n\nEach comes as a problem document (RFC 9457) whose `type` is `urn:holdbook:problem:<code>`. A frozen one is"
+        " recorded: the same key gets it for ever. The others leave nothing, and the same key may be tried again.\n\n"
+        "| code | kind | frozen | meaning |\n|---|---|---|---|\n",
     ]
     for cls in refusals():
-        out.append(f"| `{cls.code}` | {cls.status.replace('_', ' ')} | {'yes' if cls.frozen else 'no'} | {_prose(cls)} |\n")
+        kind, frozen = cls.status.replace("_", " "), "yes" if cls.frozen else "no"
+        out += [f"| `{cls.code}` | {kind} | {frozen} | {_prose(cls)} |\n"]
     out.append("\n# Other problems\n\nThey leave nothing.\n\n| code | status | meaning |\n|---|---|---|\n")
     out.extend(f"| `{code}` | {status} | {title} |\n" for code, (status, title) in problems.CODES.items())
     return "".join(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from hashlib import sha256
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -85,7 +85,7 @@ class Store:
                 writer.refuse()  # begun now, it would outlive the draining
         return writer
 
-    def submit(self, request: Request) -> Awaitable[Outcome]:
+    def submit(self, request: Request) -> Coroutine[Any, Any, Outcome]:
         """See :meth:`eventstore.writer.Writer.submit`."""
         return self.writer(request.tenant_id).submit(request)
 

@@ -128,7 +128,7 @@ async def import_usage(store: Store, options: ImportOptions, progress: Progress 
     summary = Summary(bytes_total=sum(path.stat().st_size for path in options.files))
     tenant = (await store.state(TENANT, options.tenant_id, tenant_stream(options.tenant_id))).state
     if not isinstance(tenant, Tenant):
-        raise CannotImport(f"There is no tenant {options.tenant_id}; make it with `holdbook tenant`.")
+        raise CannotImport(f"There is no tenant {options.tenant_id}; make it with `holdbook tenant create`.")
     booking = _Booking(store, options, tenant.zone, await store.tenant_key(options.tenant_id))
     if options.subject is not None:
         await booking.ensure_quota(options.subject)
