@@ -105,7 +105,7 @@ async def run(request: Request, model: type[CommandBody], path: dict[str, str] |
     if path is not None:
         raw = bodies.with_path(raw, path)
     body = bodies.parse(model, raw)
-    key = idempotency.key_of(headers, body.correlation_id, body.default_key())
+    key = idempotency.key_of(headers, body.correlation_id, body.default_key)
     tenant_id = principal.tenant_id
     command_id = client_command_id(tenant_id, principal.account, model.operation, key)
     items = (body.item(tenant_id, command_id, 0),)

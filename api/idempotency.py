@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,14 +16,14 @@ _KEY = re.compile(rb"[\x20-\x7e]{1,255}")
 _canonical = msgspec.json.Encoder(order="sorted").encode
 
 
-def key_of(headers: Mapping[bytes, bytes], correlation_id: str | None, default: str | None) -> str:
+def key_of(headers: Mapping[bytes, bytes], correlation_id: str | None, default: Callable[[], str | None]) -> str:
     """The ``Idempotency-Key`` header, else the body's ``correlation_id``, else what the command falls back to; 400 without any."""
     given = headers.get(b"idempotency-key")
     if given is not None:
         if not _KEY.fullmatch(given):
             raise Problem("idempotency.key_invalid")
         return given.decode("ascii")
-    key = correlation_id if correlation_id is not None else default
+    key = correlation_id if correlation_id is not None else default()
     if key is None:
         raise Problem("idempotency.key_required")
     return key

@@ -10,7 +10,6 @@ import structlog
 
 from api.settings import Settings
 
-
 _TRACE = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)
 """Local variables are where keys and bodies are."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -139,6 +140,17 @@ async def process(dsn: str, settings: Settings, *, follow: bool, serve: bool) ->
         log.info("draining")
 
 
+def collect_less_often() -> None:
+    """Have the garbage collector leave alone what lives long.
+
+    Tens of thousands of cached states are no garbage, and looking through all of them again and again costs a third of the
+    processor and pauses of a tenth of a second [measured]. What a request leaves behind is freed by counting references.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 100, 100)
+
+
 def run(main: Callable[[], Awaitable[None]]) -> None:
     """Run to the end on uvloop where there is one."""
     try:
@@ -147,6 +159,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
         factory = None
     else:
         factory = uvloop.new_event_loop
+    collect_less_often()
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_awaited(main))
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from itertools import count
 from secrets import token_hex
 from statistics import quantiles
+from typing import cast
 
 import uvloop
 
+_PATIENCE_SECONDS = 30
 _KEY = b"{key}"
 _PREFIX_BYTES = 8
 _KEY_LENGTH = 2 * _PREFIX_BYTES + 8  # every key is equally long, so that the length of a body is known before its key
@@ -60,8 +62,7 @@ class _Connection(asyncio.Protocol):
         self.bad: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class
         self._next()
 
     def data_received(self, data: bytes) -> None:
@@ -121,7 +122,8 @@ def load(port: int, asked: Asked, connections: int, seconds: float, per_second: 
 
         opened = [await loop.create_connection(client(number), "127.0.0.1", port) for number in range(connections)]
         clients = [client for _, client in opened]
-        await asyncio.gather(*(client.done for client in clients))
+        async with asyncio.timeout(seconds + _PATIENCE_SECONDS):
+            await asyncio.gather(*(client.done for client in clients))
         took = time.perf_counter() - began
         bad = [answer.decode(errors="replace") for client in clients for answer in client.bad]
         cuts = quantiles(latencies, n=100, method="inclusive") if len(latencies) > 1 else [0.0] * 99

@@ -143,9 +143,7 @@ class Traffic:
             stream = self._streams[number]
             identity = reservation_id(stream, command_id, index)
             held.append(identity)
-            command = Reserve(
-                subject=self._subjects[number], meter=METER, amount=1, reservation_id=identity, ttl_seconds=ttl_seconds
-            )
+            command = Reserve(subject=self._subjects[number], meter=METER, amount=1, reservation_id=identity, ttl_seconds=ttl_seconds)
             items.append(Item(QUOTA, stream, command))
         await self._ask(self._request(command_id, items))
         return held

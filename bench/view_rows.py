@@ -36,7 +36,11 @@ async def view_keeps_up(stage: Stage) -> Sequence[Measured]:
                 stage.say(f"watching for {seconds:g} seconds")
                 arriving = helper.call(load, port, asked, site.CONNECTIONS, seconds, wanted / BATCH_SIZE)
                 loaded, most = await _watched(dsn, partition, asyncio.ensure_future(arriving))
-    detail = {"ours": {"median": wanted, "unit": " commands"}, "theirs": {"median": most, "unit": " commands"}, "arrived": round(loaded.rate)}
+    detail = {
+        "ours": {"median": wanted, "unit": " commands"},
+        "theirs": {"median": most, "unit": " commands"},
+        "arrived": round(loaded.rate),
+    }
     broken = complaint([loaded]) or (f"only {loaded.rate:.0f} commands/s arrived" if loaded.rate < 0.95 * wanted else None)
     return [Measured(wanted / max(most, 1), detail, broken)]
 

@@ -726,25 +726,27 @@ def _grant(command: Grant, state: State) -> Sequence[Event]:
             return events
         if is_full(state.grants, at):
             raise TooManyGrants()
-    terms = command.amount, command.priority, command.effective_at or at, command.expires_at
+    effective_at = command.effective_at or at
+    # Not earlier: a grant that was accepted may be sent again after it has expired.
+    if command.expires_at is not None and command.expires_at <= effective_at:
+        raise InvalidCommand("expires_at")
+    terms = command.amount, command.priority, effective_at, command.expires_at
     rollover = command.rollover_amount, command.rollover_until
     events.append(Granted(command.subject, command.meter, command.grant_id, *terms, *rollover, at))
     return events
 
 
 def _check_grant(command: Grant) -> None:
-    effective_at, expires_at, until = command.effective_at or command.at, command.expires_at, command.rollover_until
+    expires_at, until = command.expires_at, command.rollover_until
     if not 1 <= len(command.grant_id) <= 64:
         raise InvalidCommand("grant_id")
     if not 1 <= command.amount <= MAX_AMOUNT:
         raise InvalidCommand("amount")
     if not -(2**31) <= command.priority < 2**31:
         raise InvalidCommand("priority")
-    for name, moment in (("effective_at", effective_at), ("expires_at", expires_at), ("rollover_until", until)):
+    for name, moment in (("effective_at", command.effective_at), ("expires_at", expires_at), ("rollover_until", until)):
         if moment is not None and moment.utcoffset() is None:
             raise InvalidCommand(name)
-    if expires_at is not None and expires_at <= effective_at:
-        raise InvalidCommand("expires_at")
     if not 0 <= command.rollover_amount <= command.amount:
         raise InvalidCommand("rollover_amount")
     if (until is None) != (command.rollover_amount == 0) or (until is not None and (expires_at is None or until <= expires_at)):

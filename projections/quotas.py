@@ -212,8 +212,11 @@ class _Fold:
 
 
 def _rolling_seconds(state: State) -> set[int] | None:
-    rolling = isinstance(state, Quota) and any(isinstance(tally, RollingTally) for tally in state.limits)
-    return set() if rolling else None
+    if isinstance(state, Quota):
+        for tally in state.limits:
+            if type(tally) is RollingTally:
+                return set()
+    return None
 
 
 class _Rows:
@@ -362,6 +365,13 @@ class Quotas:
             cache[place] = Held(fold.tenant_id, fold.version, state, weight)
         while self._weight > self._capacity and cache:
             self._weight -= cache.popitem(last=False)[1].weight
+
+
+def _without_ended(state: Quota) -> Quota:
+    """Reservations that ended are of use to nobody here, and there are more with every command."""
+    if not state.closed and not state.closed_before:
+        return state
+    return Quota(state.terms, state.limits, state.grants, state.open, state.expiries, Map(), Map(), state.used, state.reserved)
 
 
 def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

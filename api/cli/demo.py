@@ -62,7 +62,7 @@ def _thrown_away() -> Iterator[Path]:
 
 async def _show(found: Database, chosen: Settings, once: bool) -> None:
     stop = server.asked_to_stop()
-    key = await _key(found.dsn, chosen)
+    key = await make_key(found.dsn, chosen)
     async with server.process(found.dsn, chosen, follow=True, serve=True) as url:
         assert url is not None
         async with _client(url, key) as client:
@@ -73,7 +73,7 @@ async def _show(found: Database, chosen: Settings, once: bool) -> None:
             await stop.wait()
 
 
-async def _key(dsn: str, chosen: Settings) -> str:
+async def make_key(dsn: str, chosen: Settings) -> str:
     """A tenant with one key that may do everything."""
     tenant_id, account_id = uuid4(), uuid4()
     key = new_key(tenant_id, account_id)
@@ -106,7 +106,7 @@ class _Story:
         spent = (time.perf_counter() - began) * 1000
         replayed = " (replayed)" if "Idempotent-Replayed" in answer.headers else ""
         colour = "green" if answer.is_success else "yellow"
-        short = path.split("?")[0].removeprefix("/v1/")
+        short = path.split("?", maxsplit=1)[0].removeprefix("/v1/")
         self.table.add_row(what, f"{method} {short}", f"[{colour}]{answer.status_code}{replayed}", _gist(answer.json()), f"{spent:.1f}")
         return answer
 

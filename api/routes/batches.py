@@ -95,7 +95,7 @@ async def batch(request: Request) -> Response:
     if any(command.correlation_id is not None for command in body.commands):
         field = next(f"commands.{i}.correlation_id" for i, command in enumerate(body.commands) if command.correlation_id is not None)
         raise problems.invalid([{"type": "key", "loc": (field,), "msg": "The key of a batch covers its items"}])
-    key = idempotency.key_of(headers, body.correlation_id, None)
+    key = idempotency.key_of(headers, body.correlation_id, lambda: None)
     print_ = await fingerprint(asked, raw)
     take = _atomic if body.atomic else _each
     return await take(asked, body.commands, key, print_, len(raw))

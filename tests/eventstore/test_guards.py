@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import Phase
 
 from domain import quota
 from domain.kernel.decider import Event
@@ -21,6 +22,7 @@ from eventstore.states import States
 from eventstore.store import Store
 from eventstore.writer import Outcome
 from tests.eventstore import test_store_contract as contract
+from tests.eventstore.test_quota_machine import in_memory, run_machine
 from tests.support.till import Open, Take
 from tests.support.worlds import TENANT, MemoryWorld, PostgresWorld, World, ask, broken
 
@@ -134,7 +136,9 @@ def no_terminal_check(patch: pytest.MonkeyPatch) -> None:
 
 def no_fingerprint_check(patch: pytest.MonkeyPatch) -> None:
     replay = deciding.Work._replay
-    patch.setattr(deciding.Work, "_replay", lambda work, request, before: replay(work, request, before._replace(fingerprint=request.fingerprint)))
+    patch.setattr(
+        deciding.Work, "_replay", lambda work, request, before: replay(work, request, before._replace(fingerprint=request.fingerprint))
+    )
 
 
 def no_catching_up(patch: pytest.MonkeyPatch) -> None:
@@ -205,6 +209,17 @@ async def test_without_the_guard_the_check_goes_red(world: World, guard: str, mo
 
     with pytest.raises((Exception, pytest.fail.Exception)):
         await check(world)
+
+
+@pytest.mark.parametrize(
+    "guard", ["room at reserve", "one terminal event", "body fingerprint", "catching up under the lock", "refusals are recorded"]
+)
+def test_without_the_guard_the_machine_goes_red(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch_off, _ = GUARDS[guard]
+    switch_off(monkeypatch)
+
+    with asyncio.Runner() as runner, pytest.raises((Exception, pytest.fail.Exception)):
+        run_machine(in_memory(runner), 100, 50, phases=[Phase.generate], database=None, report_multiple_bugs=False)
 
 
 async def test_the_lock_is_a_guard(database_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,8 @@ class Oracle:
                 return self.set_limits(command)
             case Adjust():
                 return self.adjust(command)
-        raise AssertionError(command)
+            case _:
+                raise AssertionError(command)
 
     # What is counted
 
@@ -226,11 +227,11 @@ class Oracle:
         return sum(self.credits_of(grant, at) for grant in self.grants.values())
 
     def remaining(self, at: datetime) -> int | None:
-        credits = self.credits(at)
+        left = self.credits(at)
         rooms = []
         for standing in self.standing:
             room = self.room(standing, at)
-            rooms.append(max(room, 0) + credits if standing.limit.overflow and credits else room)
+            rooms.append(max(room, 0) + left if standing.limit.overflow and left else room)
         return min(rooms, default=None)
 
     def allowance(self) -> float:
@@ -275,7 +276,8 @@ class Oracle:
         overdrawn = max([0, *(counted[number] - max(rooms[number], 0) for number in counted)])
         use = Use(at, granted, counted, credits=self.draw(paid, at))
         checked = command.mode is Mode.CHECK_ONLY
-        reply = {"reservation_id": identity, "status": "checked", "granted": granted, "overdrawn": overdrawn}
+        reply: dict[str, Any] = {"reservation_id": identity, "status": "checked", "granted": granted, "overdrawn": overdrawn}
+        rest: dict[str, Any]
         if checked:
             rest = {"expires_at": None} if holding else {"used": 0, "freed": 0}
             return reply | rest | {"remaining": self.remaining(at)}
@@ -384,6 +386,8 @@ class Oracle:
             self.born += 1
         known = self.grants.get(command.grant_id)
         if known is None:
+            if command.expires_at is not None and command.expires_at <= (command.effective_at or command.at):
+                raise Refused("quota.invalid")
             self.grants[command.grant_id] = copied = deepcopy(command)
             copied.effective_at = command.effective_at or command.at
         else:

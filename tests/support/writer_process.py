@@ -105,7 +105,14 @@ async def main(plan: dict[str, Any]) -> None:
                 return
             else:
                 seconds = time.monotonic() - began
-                note(name=name, refused=done.refused, reply=done.reply.decode(), position=done.position, seconds=seconds, replayed=done.replayed)
+                note(
+                    name=name,
+                    refused=done.refused,
+                    reply=done.reply.decode(),
+                    position=done.position,
+                    seconds=seconds,
+                    replayed=done.replayed,
+                )
                 return
 
     async def caller(number: int) -> None:

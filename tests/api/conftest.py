@@ -1,0 +1,113 @@
+"""A whole server for each test: real PostgreSQL, real sockets, read models that follow."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from api import server
+from api.app import create_app
+from api.auth import new_key
+from api.settings import Settings
+from domain.access import SCOPES, SERVICE_ACCOUNT, TENANT, CreateTenant, IssueKey, RevokeKey, service_account_stream, tenant_stream
+from domain.catalog import DECIDERS
+from domain.kernel.decider import Command, Decider
+from eventstore.requests import Item, Request
+from eventstore.store import Store
+from projections import schema
+from projections.quotas import QuotaReader
+
+BODY_LIMIT = 64 * 1024
+LIMITS = {"limits": [{"limit_id": "total", "amount": 100}]}
+
+
+@dataclass
+class Account:
+    """A service account and its key."""
+
+    tenant_id: UUID
+    account_id: UUID
+    key_id: str
+    text: str
+    headers: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.headers = {"Authorization": f"Bearer {self.text}"}
+
+
+@dataclass
+class Site:
+    """A running server, and what a test does to it from outside and from behind."""
+
+    url: str
+    app: FastAPI
+    store: Store
+    client: httpx.AsyncClient
+    account: Account
+
+    async def operate(self, tenant_id: UUID, decider: Decider[Any], stream: str, command: Command) -> None:
+        """Submit a command as the command line does."""
+        outcome = await self.store.submit(Request(tenant_id, uuid4(), (Item(decider, stream, command),), b""))
+        assert not outcome.refused, outcome.reply
+
+    async def tenant(self) -> UUID:
+        tenant_id = uuid4()
+        await self.operate(tenant_id, TENANT, tenant_stream(tenant_id), CreateTenant(tenant_id=tenant_id, name="Acme"))
+        return tenant_id
+
+    async def issue(self, tenant_id: UUID, scopes: Sequence[str] = tuple(SCOPES)) -> Account:
+        account_id = uuid4()
+        key = new_key(tenant_id, account_id)
+        command = IssueKey(key_id=key.key_id, secret_hash=key.secret_hash, scopes=tuple(scopes), name="test")
+        await self.operate(tenant_id, SERVICE_ACCOUNT, service_account_stream(account_id), command)
+        return Account(tenant_id, account_id, key.key_id, key.text)
+
+    async def revoke(self, account: Account) -> None:
+        stream = service_account_stream(account.account_id)
+        await self.operate(account.tenant_id, SERVICE_ACCOUNT, stream, RevokeKey(key_id=account.key_id))
+
+    async def post(self, path: str, body: Any = None, *, account: Account | None = None, key: str | None = None) -> httpx.Response:
+        headers = dict((account or self.account).headers)
+        if key is not None:
+            headers["Idempotency-Key"] = key
+        return await self.client.post(path, json=body, headers=headers)
+
+    async def get(self, path: str, *, account: Account | None = None, **params: Any) -> httpx.Response:
+        return await self.client.get(path, params=params, headers=(account or self.account).headers)
+
+    async def limit(
+        self, subject: str = "default", meter: str = "messages", *, account: Account | None = None, **body: Any
+    ) -> httpx.Response:
+        """Limits on a quota, 100 in all unless the test says otherwise."""
+        path = f"/v1/quotas/{meter}/{subject}/limits"
+        headers = {**(account or self.account).headers, "Idempotency-Key": uuid4().hex}
+        answer = await self.client.put(path, json=body or LIMITS, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+
+@pytest.fixture
+async def site(database_dsn: str) -> AsyncIterator[Site]:
+    settings = Settings(port=0, body_limit_bytes=BODY_LIMIT, log_level="warning")
+    async with AsyncExitStack() as stack:
+        schema.create(database_dsn)
+        store = await Store.open(database_dsn, DECIDERS, settings.writer_options())
+        stack.push_async_callback(store.drain)
+        follower = await stack.enter_async_context(server.following(database_dsn, store))
+        reader = await QuotaReader.open(database_dsn)
+        stack.push_async_callback(reader.close)
+        app = create_app(store, reader, settings, follower)
+        listener = server.listen(settings)
+        url = server.url_of(listener)
+        await stack.enter_async_context(server.serving(app, settings, listener))
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30, trust_env=False))
+        found = Site(url, app, store, client, Account(uuid4(), uuid4(), "", ""))
+        found.account = await found.issue(await found.tenant())
+        yield found
