@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from api import openapi, problems
@@ -17,6 +18,9 @@ from domain.kernel.decider import Rejected
 from eventstore.errors import StoreError
 from eventstore.store import Store
 
+TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+"""FastAPI's own would look for a provider at every request."""
+
 API_VERSION = "1"
 """Of the interface, as in its addresses; not of the program."""
 
@@ -24,7 +28,15 @@ API_VERSION = "1"
 def create_app(store: Store, reader: Reader, settings: Settings, follower: Follower | None = None) -> FastAPI:
     """An application on an open store; opening and draining are the caller's."""
     edge = Edge(store, reader, settings, follower)
-    app = FastAPI(title="Holdbook", version=API_VERSION, openapi_url="/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Holdbook",
+        version=API_VERSION,
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=TELEMETRY,
+    )
     app.state.edge = edge
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # flat: an included router looks every request up twice more

@@ -100,10 +100,11 @@ def asked_to_stop() -> asyncio.Event:
 async def following(dsn: str, store: Store) -> AsyncIterator[Any]:
     """A follower that feeds the read models, and the end of what is due."""
     from projections import quotas, schema, tenants
+    from projections.consumer import Consumer
     from projections.follower import Follower
 
     generations = await asyncio.to_thread(schema.create, dsn)
-    fed = [quotas.Quotas(store.codec, generations[quotas.NAME]), tenants.Tenants(store.codec, generations[tenants.NAME])]
+    fed: list[Consumer] = [quotas.Quotas(store.codec, generations[quotas.NAME]), tenants.Tenants(store.codec, generations[tenants.NAME])]
     follower = Follower(dsn, range(store.partitions), fed, store.waker)
     finder = await quotas.DueReader.open(dsn)
     deadlines = Deadlines(store, finder.due)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bench.stage import Stage
 from bench.store_rows import opened
-from bench.traffic import ZIPF_ACCOUNTS, Pick, Traffic, hot, uniform, zipf
+from bench.traffic import Pick, Traffic, hot, uniform, zipf
 
 BATCHES = (1, 50)
 CALLERS = {1: 1_000, 50: 100}
@@ -36,7 +36,7 @@ def measure(stage: Stage) -> list[Point]:
 async def _measure(stage: Stage) -> list[Point]:
     kinds: dict[str, tuple[Pick, int]] = {
         "uniform": (uniform, max(CALLERS.values())),
-        f"Zipf 0.99 of {ZIPF_ACCOUNTS:,}": (zipf(), ZIPF_ACCOUNTS),
+        f"Zipf 0.99 of {stage.scale.accounts:,}": (zipf(stage.scale.accounts), stage.scale.accounts),
         "one hot account": (hot, 1),
     }
     points: list[Point] = []

@@ -21,7 +21,7 @@ from rich.table import Table
 from bench import curve
 from bench.rows import Group, Measured, Row, registered
 from bench.scale import FULL, QUICK, Scale
-from bench.stage import Stage
+from bench.stage import Stage, prepared
 from eventstore.embedded import EmbeddedPostgres
 
 Result = tuple[Row, Measured]
@@ -37,10 +37,10 @@ def run(*, as_json: bool, quick: bool, with_curve: bool | None = None, only: str
     scale = QUICK if quick else FULL
     wanted = not quick and not as_json and not only if with_curve is None else with_curve
     out = sys.stdout
-    with redirect_stdout(sys.stderr), server() if dsn is None else nullcontext(dsn) as address:
-        # Whatever is logged meanwhile goes elsewhere, because the JSON must stand alone.
-        results = measure(address, scale, only=only)
-        points = curve.measure(Stage(address, scale, lambda _: None)) if wanted and not as_json else []
+    place = server() if dsn is None else nullcontext(dsn)
+    with redirect_stdout(sys.stderr), place as address, prepared(address) as template:  # so that the JSON stands alone
+        results = measure(address, template, scale, only=only)
+        points = curve.measure(Stage(address, template, scale, lambda _: None)) if wanted and not as_json else []
     if as_json:
         print(json.dumps([told(row, measured, scale) for row, measured in results], indent=1), file=out)
         return
@@ -64,7 +64,7 @@ def server() -> Iterator[str]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def measure(dsn: str, scale: Scale, *, only: str = "") -> list[Result]:
+def measure(dsn: str, template: str, scale: Scale, *, only: str = "") -> list[Result]:
     """Every row, one group after the other; a group that fails counts as ratio 0, and the others go on."""
     groups = [group for group in registered() if any(only in row.name(scale) for row in group.rows)]
     results: list[Result] = []
@@ -79,7 +79,7 @@ def measure(dsn: str, scale: Scale, *, only: str = "") -> list[Result]:
                 progress.update(task, description=f"{title}: {what}", refresh=True)
 
             say("starting")
-            results.extend(_measured(group, Stage(dsn, scale, say)))
+            results.extend(_measured(group, Stage(dsn, template, scale, say)))
             progress.advance(task)
         progress.update(task, description="", refresh=True)
     return results
@@ -88,13 +88,17 @@ def measure(dsn: str, scale: Scale, *, only: str = "") -> list[Result]:
 def _measured(group: Group, stage: Stage) -> list[Result]:
     began = time.perf_counter()
     try:
-        found: Sequence[Measured] = uvloop.run(group.measure(stage))  # type: ignore[arg-type]
+        found: Sequence[Measured] = uvloop.run(_awaited(group, stage))
     except Exception as error:  # the other rows are still worth measuring
         found = [Measured(0.0, broken=f"{type(error).__name__}: {error}")] * len(group.rows)
     took = round(time.perf_counter() - began, 1)
     return [
         (row, Measured(one.ratio, {**one.detail, "took_seconds": took}, one.broken)) for row, one in zip(group.rows, found, strict=True)
     ]
+
+
+async def _awaited(group: Group, stage: Stage) -> Sequence[Measured]:
+    return await group.measure(stage)
 
 
 def holds(row: Row, measured: Measured) -> bool:

@@ -12,9 +12,6 @@ from bench.traffic import Driven, Traffic, hot, round_robin
 from domain.quota import QUOTA
 from eventstore.store import Store
 
-LEAD_SECONDS = 1.0
-"""From the call to the start that all members share: enough to open a store, load the stream and warm up."""
-
 
 def hot_rate(dsn: str, tenant_id: UUID, callers: int, starts: float, seconds: float) -> Driven:
     """Callers on the tenant's one hot account from the given moment on; errors are counted, not raised."""

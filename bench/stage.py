@@ -18,6 +18,32 @@ from bench.scale import Scale
 from eventstore.schema import migrate
 from projections import schema
 
+
+@contextmanager
+def prepared(dsn: str) -> Iterator[str]:
+    """The name of a database with an empty store, which others are copied from."""
+    with _database(dsn, "") as name:
+        migrate(_of(dsn, name))
+        schema.create(_of(dsn, name))
+        yield name
+
+
+@contextmanager
+def _database(dsn: str, options: str) -> Iterator[str]:
+    name = f"holdbook_bench_{secrets.token_hex(6)}"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"create database {name} {options}")
+    try:
+        yield name
+    finally:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(f"drop database {name} with (force)")
+
+
+def _of(dsn: str, name: str) -> str:
+    return urlsplit(dsn)._replace(path=f"/{name}").geturl()
+
+
 T = TypeVar("T")
 Side = Callable[[float], Awaitable[T]]
 """Measures one side for about so many seconds."""
@@ -25,34 +51,24 @@ Side = Callable[[float], Awaitable[T]]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``dsn`` is of a database that is only used to make others; ``say`` tells people what is going on."""
+    """``dsn`` is of a database that is only used to make others from ``template``; ``say`` tells people what is going on."""
 
     dsn: str
+    template: str
     scale: Scale
     say: Callable[[str], None]
 
     @contextmanager
     def database(self) -> Iterator[str]:
         """A fresh store, dropped afterwards."""
-        name = f"holdbook_bench_{secrets.token_hex(6)}"
-        self.administer(f"create database {name}")
-        try:
-            dsn = urlsplit(self.dsn)._replace(path=f"/{name}").geturl()
-            migrate(dsn)
-            schema.create(dsn)
-            yield dsn
-        finally:
-            self.administer(f"drop database {name} with (force)")
-
-    def administer(self, statement: str) -> None:
-        """Run one statement that cannot be part of a transaction."""
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            connection.execute(statement)
+        with _database(self.dsn, f"template {self.template}") as name:
+            yield _of(self.dsn, name)
 
     async def in_turns(self, *sides: Side[T]) -> list[list[T]]:
         """Measure the sides A, B, A, B and so on: whatever else the machine does meets all of them alike."""
-        for side in sides:
-            await side(self.scale.warm_seconds)
+        if self.scale.warm_seconds:
+            for side in sides:
+                await side(self.scale.warm_seconds)
         found: list[list[T]] = [[] for _ in sides]
         for turn in range(self.scale.rounds):
             self.say(f"round {turn + 1} of {self.scale.rounds}")

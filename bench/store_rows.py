@@ -73,7 +73,7 @@ async def one_process(stage: Stage) -> Sequence[Measured]:
     callers = stage.scale.callers
     with stage.database() as dsn, stage.database() as other:
         async with opened(dsn) as store:
-            traffic = Traffic(store, uuid4(), callers)
+            traffic = Traffic(store, uuid4(), max(callers, 32))
             await traffic.configure()
             theirs = Library(other, 8).side
             many, few, library_rates = await stage.in_turns(driving(traffic, uniform, callers), driving(traffic, uniform, 32), theirs)
@@ -122,7 +122,7 @@ async def two_processes(stage: Stage) -> Sequence[Measured]:
 
         async def drive(seconds: float, *helpers: Helper) -> float:
             nonlocal errors
-            starts = time.time() + member.LEAD_SECONDS
+            starts = time.time() + stage.scale.lead_seconds
             work = [helper.call(member.hot_rate, dsn, tenant_id, callers, starts, seconds) for helper in helpers]
             done = together(await asyncio.gather(*work))
             errors += done.errors

@@ -22,7 +22,6 @@ METER = "tokens"
 MONTHLY = Limit("month", 10**15, Window("month"))
 ACTOR = "service:bench"
 ZIPF_EXPONENT = 0.99  # that of YCSB
-ZIPF_ACCOUNTS = 10_000
 A_DAY_SECONDS = 86_400
 
 _FINGERPRINT = bytes(range(32))
@@ -41,7 +40,7 @@ def hot(_caller: int) -> int:
     return 0
 
 
-def zipf(accounts: int = ZIPF_ACCOUNTS, exponent: float = ZIPF_EXPONENT, seed: int = 1) -> Pick:
+def zipf(accounts: int, exponent: float = ZIPF_EXPONENT, seed: int = 1) -> Pick:
     """The account of rank r is chosen with a probability that goes with 1 / r ** exponent."""
     shares = list(accumulate(1 / rank**exponent for rank in range(1, accounts + 1)))
     whole, draw = shares[-1], random.Random(seed).random

@@ -81,6 +81,8 @@ def stream_of_reservation(reservation_id: str) -> str:
 @event("quota.limits_set")
 @dataclass(frozen=True, slots=True)
 class LimitsSet(Event):
+    """The limits, overdraft and time zone of the quota are these from now on."""
+
     subject: str
     meter: str
     zone: str
@@ -93,6 +95,8 @@ class LimitsSet(Event):
 @event("quota.reserved")
 @dataclass(frozen=True, slots=True)
 class Reserved(Event):
+    """``amount`` is held until ``expires_at``; ``credits`` says what grants pay of it, ``overdrawn`` what found no room."""
+
     subject: str
     meter: str
     reservation_id: str
@@ -106,6 +110,8 @@ class Reserved(Event):
 @event("quota.progressed")
 @dataclass(frozen=True, slots=True)
 class Progressed(Event):
+    """``used`` units of an open reservation were booked; the rest is still held."""
+
     reservation_id: str
     used: int
     expires_at: datetime
@@ -115,7 +121,7 @@ class Progressed(Event):
 @event("quota.committed")
 @dataclass(frozen=True, slots=True)
 class Committed(Event):
-    """``used`` is what this commit booked, ``total`` includes what was booked in parts before."""
+    """The reservation was committed: ``used`` is what this commit booked, ``total`` includes what was booked in parts before."""
 
     reservation_id: str
     used: int
@@ -127,6 +133,8 @@ class Committed(Event):
 @event("quota.rolled_back")
 @dataclass(frozen=True, slots=True)
 class RolledBack(Event):
+    """The reservation was given back: ``total`` had been booked in parts before, ``freed`` is free again."""
+
     reservation_id: str
     total: int
     freed: int
@@ -136,6 +144,8 @@ class RolledBack(Event):
 @event("quota.expired")
 @dataclass(frozen=True, slots=True)
 class Expired(Event):
+    """The reservation ended by itself: ``total`` had been booked in parts before, ``freed`` is free again."""
+
     reservation_id: str
     total: int
     freed: int
@@ -145,6 +155,8 @@ class Expired(Event):
 @event("quota.consumed")
 @dataclass(frozen=True, slots=True)
 class Consumed(Event):
+    """``amount`` was used at once, without a reservation to come back to."""
+
     subject: str
     meter: str
     reservation_id: str
@@ -157,6 +169,8 @@ class Consumed(Event):
 @event("quota.granted")
 @dataclass(frozen=True, slots=True)
 class Granted(Event):
+    """Credits were given, to be spent from ``effective_at`` until ``expires_at``."""
+
     subject: str
     meter: str
     grant_id: str
@@ -172,6 +186,8 @@ class Granted(Event):
 @event("quota.grant_voided")
 @dataclass(frozen=True, slots=True)
 class GrantVoided(Event):
+    """What was left of a grant can no longer be spent."""
+
     grant_id: str
     freed: int
     at: datetime
@@ -180,6 +196,8 @@ class GrantVoided(Event):
 @event("quota.adjusted")
 @dataclass(frozen=True, slots=True)
 class Adjusted(Event):
+    """An operator corrected what was used by ``amount``, which may be negative."""
+
     subject: str
     meter: str
     amount: int
@@ -190,7 +208,7 @@ class Adjusted(Event):
 @event("quota.threshold_crossed")
 @dataclass(frozen=True, slots=True)
 class ThresholdCrossed(Event):
-    """``window_start`` is None for a lifetime limit."""
+    """Use and reservations reached a percentage of a limit. ``window_start`` is None for a lifetime limit."""
 
     subject: str
     meter: str

@@ -31,13 +31,13 @@ _SELECT = (
     "position, tenant_id, stream, version, command_id, ordinal, type, recorded_at, cause, actor, trace, "
     "payload::text, reply::text, fingerprint, salt, hash"
 )
-_LOCK = "select epoch, clock_timestamp() from log_partition where partition = %s for update"
+LOCK = "select epoch, clock_timestamp() from log_partition where partition = %s for update"
 _LIMIT = "set local transaction_timeout = '5s'"
 """From when the lock is held, and whatever the session is waiting for then. The time-out of idle transactions is not enough: the
 Flush that psycopg sends behind the Sync of a pipeline switches it off, and it does not run between the messages of a pipeline [m]."""
 _TAIL = f"select {_SELECT} from event where partition = %s and position >= %s order by position limit %s"
 _READ = f"select {_SELECT} from event where partition = %s and position > %s order by position limit %s"
-_INSERT = """
+INSERT = """
 insert into event (partition, position, tenant_id, stream, version, command_id, ordinal, type, recorded_at, cause, actor,
                    trace, payload, reply, fingerprint, salt, hash)
 select %s::int, u.position, u.tenant_id, u.stream, u.version, u.command_id, u.ordinal, u.type, u.recorded_at, u.cause, u.actor,
@@ -76,7 +76,7 @@ class PostgresBatch:
         """Take the lock and read the tail in one round trip."""
         async with self._conn.pipeline():
             await self._conn.execute("begin")
-            lock = await self._conn.execute(_LOCK, (self._partition,))
+            lock = await self._conn.execute(LOCK, (self._partition,))
             if self._conn.info.server_version >= 170_000:
                 await self._conn.execute(_LIMIT)
             rows = await self._conn.execute(_TAIL, (self._partition, head, at_most), binary=True)
@@ -95,7 +95,7 @@ class PostgresBatch:
         """Append and commit in one round trip."""
         columns = [list(column) for column in zip(*rows, strict=True)]
         async with self._conn.pipeline():
-            await self._conn.execute(_INSERT, (self._partition, *columns))
+            await self._conn.execute(INSERT, (self._partition, *columns))
             await self._conn.execute("commit")
         self.ended = True
 

@@ -31,7 +31,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from eventstore.errors import CorruptLog, UnsafeServer
-from eventstore.postgres import _INSERT, _LOCK, WRITER_OPTIONS
+from eventstore.postgres import INSERT, LOCK, WRITER_OPTIONS
 from eventstore.rows import GENESIS, Row, row_hash
 
 Pool = ConnectionPool[Connection[TupleRow]]
@@ -165,7 +165,7 @@ class PartitionRecorder(ApplicationRecorder):
             rows = self._rows(streams, stored_events, locked)
             columns = [list(column) for column in zip(*rows, strict=True)]
             with conn.pipeline():
-                conn.execute(_INSERT, (self.partition, *columns))
+                conn.execute(INSERT, (self.partition, *columns))
                 conn.execute("commit")
         return [row.position for row in rows]
 
@@ -224,7 +224,7 @@ class PartitionRecorder(ApplicationRecorder):
         """Begin a transaction that holds the partition's lock row, and read what the lock protects, in one round trip."""
         with conn.pipeline():
             conn.execute("begin")
-            lock = conn.execute(_LOCK, (self.partition,))
+            lock = conn.execute(LOCK, (self.partition,))
             heads = conn.execute(_HEAD, (self.partition,), binary=True)
             lasts = conn.execute(_LAST, (streams, self.partition), binary=True)
         row = lock.fetchone()
@@ -265,7 +265,7 @@ class PartitionRecorder(ApplicationRecorder):
 class PollingSubscription(Subscription[PartitionRecorder]):
     """Asks for new events ten times a second while there are none. Another thread may stop it at any time.
 
-    A NOTIFY inside the write transaction would wake it sooner, and make all commits of the server queue for one lock.
+    A NOTIFY inside the write transaction would wake it sooner, and make all writers of the server commit one after the other.
     """
 
     INTERVAL_SECONDS = 0.1

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from domain.kernel.decider import Decider
 from eventstore.codec import Codec
 from eventstore.errors import CorruptLog, UnknownEventType
@@ -47,7 +49,6 @@ class States:
         self.position, self.digest = 0, GENESIS
         self._seen = (0, GENESIS)
         """The furthest row that was loaded: states may be ahead of the folded position until the next catching up."""
-        self.caught_up = 0
 
     def get(self, stream: str, tenant_id: UUID) -> Cached | None:
         """The cached state of a stream that :meth:`need` was asked for.
@@ -135,7 +136,6 @@ class States:
             if row.stream in self._cache:
                 self._fold(self._cache, row)
             self.position, self.digest = row.position, row.hash
-        self.caught_up += len(rows)
 
     def _fold(self, states: MutableMapping[str, Cached], row: Row) -> None:
         decider: Decider[Any] | None = self._codec.decider_of(row.stream)
@@ -149,7 +149,7 @@ class States:
             raise CorruptLog(f"Stream {row.stream} goes from version {version} to {row.version} at position {row.position}.")
         try:
             event = self._codec.decode(row.type, row.payload)
-        except UnknownEventType:
+        except (UnknownEventType, msgspec.DecodeError):  # the latter: a value that a newer program allows, or harm
             self._unreadable.add(row.stream)
             states.pop(row.stream, None)
             self._cache.pop(row.stream, None)  # from now on its rows are not folded

@@ -198,6 +198,7 @@ class Writer:
             except TooFarBehind:
                 caught_up = None
             if caught_up is not None:
+                self.stats.caught_up += len(caught_up)
                 work, answers, left = self._decide(batch, known, caught_up, locked.tail)
                 if work.rows:
                     self.stats.in_doubt += 1

@@ -34,7 +34,6 @@ from domain.quota import (
     Expired,
     FrozenQuota,
     LimitsSet,
-    NotConfigured,
     Open,
     Progressed,
     Quota,
@@ -232,9 +231,7 @@ class _Rows:
 
     def add(self, stream: str, fold: _Fold) -> None:
         state, tenant_id = fold.state, fold.tenant_id
-        if isinstance(state, NotConfigured):  # events about nothing; the row is there so that versions go on
-            self.quotas.append((stream, tenant_id, "", "", fold.version, fold.position, 0, _encode(FrozenQuota()).decode()))
-            return
+        assert isinstance(state, Quota), "a quota begins with its limits or a grant"
         terms, opened = state.terms, state.open
         text = _encode(_summary(state)).decode()
         self.quotas.append((stream, tenant_id, terms.subject, terms.meter, fold.version, fold.position, len(opened), text))
@@ -353,12 +350,11 @@ class Quotas:
     def _publish(self, partition: int, folds: dict[str, _Fold]) -> None:
         cache = self._cache
         for stream, fold in folds.items():
-            state, weight = fold.state, 4
-            if isinstance(state, Quota):
-                # What ended is of use to nobody here, and there is more of it with every command.
-                state = Quota(state.terms, state.limits, state.grants, state.open, state.expiries, Map(), Map(), state.used, state.reserved)
-                weight += len(state.open) + len(state.grants)
-                weight += sum(len(tally.buckets) if isinstance(tally, RollingTally) else len(tally.past) for tally in state.limits)
+            assert isinstance(fold.state, Quota)
+            state = _without_ended(fold.state)
+            weight = 4 + len(state.open) + len(state.grants)
+            for tally in state.limits:
+                weight += 1 + len(tally.buckets if isinstance(tally, RollingTally) else tally.past)
             place = partition, stream
             old = cache.pop(place, None)
             self._weight += weight - (old.weight if old is not None else 0)
@@ -421,7 +417,7 @@ class _Statements:
         self.one = f"select {row} from {quota} where partition = %s and stream = %s"
         self.page = f"""
             select {row} from {quota}
-            where partition = %s and tenant_id = %s and meter <> '' and (meter, subject) > (%s, %s)
+            where partition = %s and tenant_id = %s and (meter, subject) > (%s, %s)
             order by meter, subject limit %s"""
         self.page_of_meter = f"""
             select {row} from {quota}
@@ -608,16 +604,10 @@ class QuotaReader(_Reader):
         for row in rows:
             ended = due.get(row.stream, ())
             state = _whole(row.state, ended, counts.get(row.stream, {}))
-            if isinstance(state, Quota):
-                views.append(_viewed(state, at, row.open - len(ended)))
+            assert isinstance(state, Quota)
+            # Of the open reservations only those that are due are in this state, and the view is without them.
+            views.append(replace(view(state, at), open_reservations=row.open - len(ended)))
         return views
-
-
-def _viewed(state: Quota, at: datetime, opened: int) -> QuotaView:
-    """The view, of a state of whose open reservations only those that are due are there."""
-    shown = view(state, at)
-    assert shown is not None
-    return replace(shown, open_reservations=opened)
 
 
 async def _exact_seconds(conn: Connection, sql: _Statements, partition: int, streams: Sequence[str]) -> dict[str, dict[int, list[Count]]]:

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from api.cli import demo, doctor, keys, running, schema, tenants
+from api.cli import keys, running, schema, tenants
+from api.cli.demo import demo
+from api.cli.doctor import doctor
 
 app = typer.Typer(
     name="holdbook", help="An event-sourced ledger for quotas, on PostgreSQL.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -18,8 +20,8 @@ app.command("serve")(running.serve)
 app.command("worker")(running.worker)
 app.command("init")(schema.init)
 app.command("migrate")(schema.migrate)
-app.command("doctor")(doctor.doctor)
-app.command("demo")(demo.demo)
+app.command("doctor")(doctor)
+app.command("demo")(demo)
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(keys.app, name="key")
 if importlib.util.find_spec("api.cli.importing"):
@@ -32,7 +34,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Within two minutes.")] = False,
 ) -> None:
     """Measure this machine against the ratios we promise."""
-    importlib.import_module("bench.main").run(json=json, quick=quick)
+    importlib.import_module("bench.main").run(as_json=json, quick=quick)
 
 
 def main() -> None:

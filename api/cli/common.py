@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
+import sqlalchemy.exc
 import typer
 from psycopg_pool import PoolTimeout
 from rich.console import Console
@@ -87,7 +88,7 @@ def told() -> Iterator[None]:
         fail(f"{error} (holdbook init)")
     except StoreError as error:
         fail(str(error))
-    except (psycopg.OperationalError, PoolTimeout) as error:
+    except (psycopg.OperationalError, sqlalchemy.exc.OperationalError, PoolTimeout) as error:
         fail(f"The database cannot be reached: {type(error).__name__}")
 
 

@@ -54,7 +54,7 @@ def _server(found: Database, _: Settings) -> Iterator[Finding]:
             value = _one(conn, f"show {name}")
             yield value != "off", f"{name} = {value}"
         size = int(_one(conn, "select setting from pg_settings where name = 'max_wal_size'"))
-        yield size >= 1024, f"max_wal_size = {size} MB" + ("" if size >= 8192 else " (8 GB or more keeps checkpoints out of the way)")
+        yield True, f"max_wal_size = {size} MB" + ("" if size >= 8192 else " (8 GB or more keeps checkpoints out of the way)")
 
 
 def _schema(found: Database, _: Settings) -> Iterator[Finding]:

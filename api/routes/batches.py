@@ -16,6 +16,7 @@ from api import bodies, idempotency, openapi, problems
 from api.bodies import Body, CommandBody
 from api.edge import Asked, ask, fingerprint, respond, submit
 from api.idempotency import KEY_PATTERN
+from api.lean import LeanRoute
 from api.problems import of_error
 from api.routes import quotas, usage
 from domain.kernel.decider import Rejected
@@ -23,7 +24,7 @@ from eventstore.errors import KeyReused
 from eventstore.requests import Item, Outcome
 from eventstore.store import client_command_id
 
-router = APIRouter(tags=["batches"])
+router = APIRouter(tags=["batches"], route_class=LeanRoute)
 
 MOST = 1_000
 COMMANDS: tuple[type[CommandBody], ...] = (*usage.BATCH, *quotas.BATCH)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api.bodies import Amount, AmountOrZero, Body, CommandBody, Meter, ReservationId, Subject, TtlSeconds
 from api.edge import run
+from api.lean import LeanRoute
 from api.openapi import command
 from api.problems import invalid
 from domain.quota import (
@@ -27,7 +28,7 @@ from domain.quota import (
 )
 from eventstore.requests import Item
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(tags=["usage"], route_class=LeanRoute)
 
 DEFAULT_SUBJECT = "default"
 DEFAULT_METER = "messages"

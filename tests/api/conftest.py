@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI
 
 from api import server
@@ -20,11 +21,13 @@ from domain.access import SCOPES, SERVICE_ACCOUNT, TENANT, CreateTenant, IssueKe
 from domain.catalog import DECIDERS
 from domain.kernel.decider import Command, Decider
 from eventstore.requests import Item, Request
+from eventstore.rows import Row
 from eventstore.store import Store
 from projections import schema
 from projections.quotas import QuotaReader
+from tests.conftest import administer, with_database
 
-BODY_LIMIT = 64 * 1024
+BODY_LIMIT = 128 * 1024
 LIMITS = {"limits": [{"limit_id": "total", "amount": 100}]}
 
 
@@ -43,6 +46,16 @@ class Account:
 
 
 @dataclass
+class Running:
+    """What the tests of a file share."""
+
+    url: str
+    app: FastAPI
+    store: Store
+    client: httpx.AsyncClient
+
+
+@dataclass
 class Site:
     """A running server, and what a test does to it from outside and from behind."""
 
@@ -56,6 +69,11 @@ class Site:
         """Submit a command as the command line does."""
         outcome = await self.store.submit(Request(tenant_id, uuid4(), (Item(decider, stream, command),), b""))
         assert not outcome.refused, outcome.reply
+
+    async def rows(self) -> list[Row]:
+        """The tenant's part of the log."""
+        found = await self.store.writer(self.account.tenant_id).log.read(0, 100_000)
+        return [row for row in found if row.tenant_id == self.account.tenant_id]
 
     async def tenant(self) -> UUID:
         tenant_id = uuid4()
@@ -93,21 +111,35 @@ class Site:
         return answer
 
 
-@pytest.fixture
-async def site(database_dsn: str) -> AsyncIterator[Site]:
+@pytest.fixture(scope="module")
+def module_database(postgres_dsn: str, template_database: str) -> Iterator[str]:
+    """One database for a file of tests: each test has a tenant of its own."""
+    name = f"holdbook_api_{uuid4().hex}"
+    administer(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}")
+    yield with_database(postgres_dsn, name)
+    administer(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(module_database: str) -> AsyncIterator[Running]:
     settings = Settings(port=0, body_limit_bytes=BODY_LIMIT, log_level="warning")
     async with AsyncExitStack() as stack:
-        schema.create(database_dsn)
-        store = await Store.open(database_dsn, DECIDERS, settings.writer_options())
+        schema.create(module_database)
+        store = await Store.open(module_database, DECIDERS, settings.writer_options())
         stack.push_async_callback(store.drain)
-        follower = await stack.enter_async_context(server.following(database_dsn, store))
-        reader = await QuotaReader.open(database_dsn)
+        follower = await stack.enter_async_context(server.following(module_database, store))
+        reader = await QuotaReader.open(module_database)
         stack.push_async_callback(reader.close)
         app = create_app(store, reader, settings, follower)
         listener = server.listen(settings)
         url = server.url_of(listener)
         await stack.enter_async_context(server.serving(app, settings, listener))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30, trust_env=False))
-        found = Site(url, app, store, client, Account(uuid4(), uuid4(), "", ""))
-        found.account = await found.issue(await found.tenant())
-        yield found
+        yield Running(url, app, store, client)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(running: Running) -> Site:
+    found = Site(running.url, running.app, running.store, running.client, Account(uuid4(), uuid4(), "", ""))
+    found.account = await found.issue(await found.tenant())
+    return found

@@ -6,6 +6,8 @@ import pytest
 
 from tests.api.conftest import Site
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 def consume(amount: int, subject: str = "default") -> dict[str, Any]:
     return {"op": "consume", "subject": subject, "meter": "messages", "amount": amount}

@@ -8,6 +8,8 @@ import pytest
 
 from tests.api.conftest import Site
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 async def position(site: Site, amount: int, subject: str = "default", name: str = "x") -> str:
     answer = await site.post("/v1/usage/consume", {"subject": subject, "amount": amount, "correlation_id": f"{subject}-{name}-{amount}"})
@@ -167,7 +169,7 @@ async def test_expired_reservations_are_ended_by_the_deadlines(site: Site) -> No
     await site.post("/v1/usage/reserve", {"amount": 5, "ttl_seconds": 1, "correlation_id": "short"})
 
     async def ended() -> bool:
-        rows = await site.store.writer(site.account.tenant_id).log.read(0, 100)
+        rows = await site.rows()
         return [row.actor for row in rows if row.type == "quota.expired"] == ["process:expire"]
 
     for _ in range(80):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -12,8 +13,8 @@ from hypothesis import HealthCheck, Phase, settings
 
 from api import server
 from api.app import openapi_document
-from api.cli import demo
 from api.cli.common import prepare
+from api.cli.demo import make_key
 from api.settings import Settings
 
 schema = schemathesis.openapi.from_dict(openapi_document())
@@ -34,7 +35,7 @@ def running(postgres_dsn: str) -> Iterator[tuple[str, str]]:
     async def main() -> None:
         stop = asyncio.Event()
         loop_of.append((asyncio.get_running_loop(), stop))
-        key = await demo.make_key(dsn, chosen)
+        key = await make_key(dsn, chosen)
         async with server.process(dsn, chosen, follow=True, serve=True) as url:
             told.append((str(url), key))
             ready.set()
@@ -55,7 +56,7 @@ def running(postgres_dsn: str) -> Iterator[tuple[str, str]]:
     max_examples=25, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck), database=None,
 )  # fmt: skip
-def test_nothing_is_the_servers_fault(case: schemathesis.Case, running: tuple[str, str]) -> None:
+def test_nothing_is_the_servers_fault(case: schemathesis.Case[Any], running: tuple[str, str]) -> None:
     url, key = running
 
     answer = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20)

@@ -7,6 +7,8 @@ import pytest
 from api.routes.usage import ID
 from tests.api.conftest import Site
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 async def test_the_rfcs_bodies_work_as_written(site: Site, prefix: str) -> None:
@@ -171,7 +173,7 @@ async def test_the_traceparent_is_kept_with_the_event(site: Site) -> None:
         headers = {**site.account.headers, "traceparent": sent}
         await site.client.post("/v1/usage/reserve", json={"messages": 1, "correlation_id": f"t{number}"}, headers=headers)
 
-    rows = [row for row in await site.store.writer(site.account.tenant_id).log.read(0, 100) if row.type == "quota.reserved"]
+    rows = [row for row in await site.rows() if row.type == "quota.reserved"]
 
     assert [row.trace for row in rows] == [trace, None]
     assert {row.actor for row in rows} == {f"service:{site.account.account_id.hex}"}

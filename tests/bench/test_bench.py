@@ -6,9 +6,9 @@ import pytest
 
 from bench import curve, main
 from bench.load import Asked, _frame
-from bench.rows import Measured, Row, registered
+from bench.rows import Group, Measured, Row, registered
 from bench.scale import FULL, QUICK, TINY, Scale
-from bench.stage import Stage
+from bench.stage import Stage, prepared
 from bench.traffic import round_robin, zipf
 
 
@@ -49,9 +49,9 @@ def test_a_row_that_fails_is_told_and_the_others_go_on(postgres_dsn: str, monkey
         return [Measured(2.0)]
 
     first, second = registered()[:2]
-    monkeypatch.setattr(main, "registered", lambda: [main.Group(first.rows, fails), main.Group(second.rows, works)])
+    monkeypatch.setattr(main, "registered", lambda: [Group(first.rows, fails), Group(second.rows, works)])
 
-    results = main.measure(postgres_dsn, TINY)
+    results = main.measure(postgres_dsn, "template1", TINY)
 
     assert [main.told(row, measured, TINY).get("broken") for row, measured in results] == [
         *["RuntimeError: no such luck"] * len(first.rows),
@@ -68,7 +68,8 @@ def test_what_went_wrong_outweighs_a_good_ratio() -> None:
 
 
 def test_the_curve_has_a_point_for_each_traffic_and_batch(postgres_dsn: str) -> None:
-    points = curve.measure(Stage(postgres_dsn, TINY, lambda _: None))
+    with prepared(postgres_dsn) as template:
+        points = curve.measure(Stage(postgres_dsn, template, TINY, lambda _: None))
 
     assert [(point.traffic.split()[0], point.batch) for point in points] == [
         (kind, batch) for kind in ("uniform", "Zipf", "one") for batch in curve.BATCHES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, date, datetime, timedelta
 from typing import get_args
 from zoneinfo import ZoneInfo
@@ -17,7 +18,29 @@ ODD_ZONES = ["Australia/Lord_Howe", "America/Havana", "America/Sao_Paulo", "Paci
 """Half an hour of summer time, midnights shown twice or never, a day that was skipped, offsets with seconds."""
 
 units = st.sampled_from(get_args(Unit))
-moments = st.datetimes(datetime(1960, 1, 1), datetime(2060, 1, 1), timezones=st.just(UTC))
+CHANGES = [
+    datetime(2026, 3, 8, 7, tzinfo=UTC),  # New York
+    datetime(2026, 11, 1, 6, tzinfo=UTC),
+    datetime(2010, 10, 30, 23, tzinfo=UTC),  # Moscow
+    datetime(1985, 12, 31, 18, 30, tzinfo=UTC),  # Kathmandu, by a quarter of an hour
+    datetime(2026, 4, 4, 15, tzinfo=UTC),  # Lord Howe
+    datetime(2026, 10, 3, 15, 30, tzinfo=UTC),
+    datetime(2025, 11, 2, 5, tzinfo=UTC),  # Havana
+    datetime(2018, 11, 4, 3, tzinfo=UTC),  # Sao Paulo
+    datetime(2011, 12, 30, 10, tzinfo=UTC),  # Apia
+    datetime(2010, 11, 7, 2, 31, tzinfo=UTC),  # St. John's
+    datetime(1972, 1, 7, 0, 44, 30, tzinfo=UTC),  # Monrovia
+]
+
+
+def moved(moment: datetime, microseconds: int) -> datetime:
+    return moment + timedelta(microseconds=microseconds)
+
+
+SPAN = 50 * 365 * 86_400 * 10**6
+moments = st.builds(moved, st.just(datetime(2010, 1, 1, tzinfo=UTC)), st.integers(-SPAN, SPAN)) | st.builds(
+    moved, st.sampled_from(CHANGES), st.integers(-3 * 3600, 3 * 3600).map(lambda seconds: seconds * 10**6)
+)
 anchor_days = st.sampled_from([None, 1, 2, 5, 7, 28, 29, 30, 31])
 anchor_months = st.sampled_from([None, 1, 2, 4, 12])
 
@@ -98,6 +121,17 @@ def test_a_change_of_clocks_makes_a_day_shorter_or_longer(unit: Unit, moment: st
     start, end = period(unit, at(moment, zone), zone)
 
     assert end - start == timedelta(hours=hours)
+
+
+@pytest.mark.parametrize("zone", ZONES + ODD_ZONES)
+@pytest.mark.parametrize("unit", ["hour", "day", "month"])
+def test_around_every_change_of_clocks_each_moment_has_one_period(unit: Unit, zone: str) -> None:
+    for change in CHANGES:
+        seen = [period(unit, change + timedelta(minutes=minutes, seconds=30), zone) for minutes in range(-180, 180, 7)]
+        distinct = list(dict.fromkeys(seen))
+
+        assert all(start <= change + timedelta(minutes=-180 + 7 * n, seconds=30) < end for n, (start, end) in enumerate(seen))
+        assert all(earlier.end == later.start for earlier, later in itertools.pairwise(distinct))
 
 
 def test_an_hour_in_kathmandu_starts_at_a_quarter_past() -> None:

@@ -171,8 +171,8 @@ async def test_a_row_put_in_is_found(world: PostgresWorld, position: int) -> Non
         harm.do("update event set position = -position where partition = %s and position >= %s", world.partition, position)
         harm.do("update event set position = -position + 1 where partition = %s and position < 0", world.partition)
         harm.do(
-            f"insert into event (partition, position, stream, command_id, {names}) select partition, %s, 'forged', gen_random_uuid(), {names} "
-            "from event where partition = %s and stream = 'till-a' and version = 1",
+            f"insert into event (partition, position, stream, command_id, {names}) select partition, %s, 'forged', gen_random_uuid(), "
+            f"{names} from event where partition = %s and stream = 'till-a' and version = 1",
             position,
             world.partition,
         )
@@ -203,11 +203,11 @@ async def test_an_auditor_with_psql_and_a_page_of_code_gets_the_same_hashes(worl
     previous = bytes(32)
     for row in world.rows():
         micros = round((row.recorded_at - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
+        texts = [None if text is None else text.encode() for text in (row.actor, row.trace, row.payload, row.reply)]
         values: list[bytes | None] = [
-            row.salt, struct.pack(">i", world.partition), struct.pack(">q", row.position), row.tenant_id.bytes, struct.pack(">q", row.version),
-            row.command_id.bytes, struct.pack(">i", row.ordinal), struct.pack(">q", micros), row.stream.encode(), row.type.encode(),
-            row.cause.bytes if row.cause else None, *(None if text is None else text.encode() for text in (row.actor, row.trace, row.payload, row.reply)),
-            row.fingerprint,
+            row.salt, struct.pack(">i", world.partition), struct.pack(">q", row.position), row.tenant_id.bytes,
+            struct.pack(">q", row.version), row.command_id.bytes, struct.pack(">i", row.ordinal), struct.pack(">q", micros),
+            row.stream.encode(), row.type.encode(), row.cause.bytes if row.cause else None, *texts, row.fingerprint,
         ]  # fmt: skip
         leaf = hashlib.sha256(b"".join(b"\xff" * 4 if value is None else struct.pack(">I", len(value)) + value for value in values))
         previous = hashlib.sha256(previous + leaf.digest()).digest()
@@ -217,7 +217,8 @@ async def test_an_auditor_with_psql_and_a_page_of_code_gets_the_same_hashes(worl
 # Whatever moves between columns changes the leaf
 
 ROW = Row(
-    1, TENANT, "till-a", 1, UUID(int=7), 0, "till.opened", datetime(2026, 1, 1, tzinfo=UTC), None, None, None, "{}", None, None, bytes(16), GENESIS
+    1, TENANT, "till-a", 1, UUID(int=7), 0, "till.opened", datetime(2026, 1, 1, tzinfo=UTC),
+    None, None, None, "{}", None, None, bytes(16), GENESIS,
 )  # fmt: skip
 TEXTS = ("stream", "type", "actor", "trace", "payload", "reply")
 

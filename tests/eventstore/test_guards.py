@@ -181,7 +181,7 @@ def refusals_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_lock(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(postgres, "_LOCK", postgres._LOCK.replace("for update", ""))
+    patch.setattr(postgres, "LOCK", postgres.LOCK.replace("for update", ""))
 
 
 GUARDS: dict[str, tuple[Off, Check]] = {

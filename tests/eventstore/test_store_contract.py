@@ -26,11 +26,7 @@ SMALL_CACHE = 2
 
 @pytest.fixture(params=["memory", "postgres"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    made: World
-    if request.param == "memory":
-        made = MemoryWorld()
-    else:
-        made = PostgresWorld(request.getfixturevalue("database_dsn"))
+    made: World = MemoryWorld() if request.param == "memory" else PostgresWorld(request.getfixturevalue("database_dsn"))
     yield made
     await made.close()
 
@@ -652,6 +648,21 @@ async def test_an_event_of_an_unknown_type_stops_its_stream_alone(world: World, 
         with pytest.raises(UnknownEventType):
             await fresh.state(TILL, TENANT, "till-a")
     assert UnknownEventType.retryable
+
+
+async def test_an_event_that_cannot_be_decoded_stops_its_stream_alone() -> None:
+    world = MemoryWorld()
+    store = await world.open()
+    await store.submit(ask(("till-a", Open(room=5)), ("till-b", Open(room=5))))
+    rows = world.log(partition_of(TENANT, 64)).rows
+    rows[0] = rows[0]._replace(payload='{"room":"of one\'s own"}')
+    fresh = await world.open()
+
+    answers = await asyncio.gather(*(answer(fresh.submit(ask((stream, Take(take_id="x"))))) for stream in ("till-a", "till-b")))
+
+    assert answers[0] is UnknownEventType
+    assert isinstance(answers[1], tuple)
+    await world.close()
 
 
 async def test_an_event_of_an_unknown_type_stops_a_stream_that_is_cached(world: World, store: Store) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from structlog.testing import capture_logs
 
@@ -45,6 +46,13 @@ def checkpoint(ledger: Ledger, consumer: str = "counting", partition: int | None
     place = ledger.partition if partition is None else partition
     (row,) = administer(ledger, "select position, stopped from checkpoint where partition = %s and consumer = %s", (place, consumer))
     return row
+
+
+def disconnect_all(ledger: Ledger) -> None:
+    others = "datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+    ended = administer(ledger, f"select pg_terminate_backend(pid) from pg_stat_activity where {others}")
+    assert len(ended) >= 2
+    assert {told for (told,) in ended} == {True}
 
 
 def elsewhere(ledger: Ledger) -> Ledger:
@@ -192,11 +200,7 @@ async def test_lost_connections_are_made_again(ledger: Ledger) -> None:
     async with following(ledger, consumer) as follower:
         await caught_up(ledger, follower)
         for number in range(3):
-            administer(
-                ledger,
-                "select pg_terminate_backend(pid) from pg_stat_activity where usename is not null and pid <> pg_backend_pid()"
-                " and datname = current_database() and query like '%%log_partition p%%'",
-            )
+            disconnect_all(ledger)
             await ledger.reserve("anna", f"after {number}")
             await until(partial(_saw, consumer, 6 + number))
 
@@ -255,3 +259,34 @@ async def test_a_follower_told_to_stop_stops(ledger: Ledger, moment: str) -> Non
 
     async with asyncio.timeout(10):
         await task
+
+
+async def test_a_stream_with_a_hole_is_not_folded(ledger: Ledger) -> None:
+    await reservations(ledger, 5)
+    administer(ledger, "update event set version = version + 1 where position = 5")
+
+    await follow(ledger, Quotas(CODEC))
+
+    position, stopped = checkpoint(ledger, "quotas")
+    assert position == 4
+    assert "goes to version 6 where 5 was to come" in stopped
+
+
+async def test_a_checkpoint_held_by_a_paused_follower_holds_up_nobody_else(ledger: Ledger) -> None:
+    other = elsewhere(ledger)
+    await reservations(ledger, 5)
+    await follow(ledger, Counting())
+    await ledger.reserve("anna", "one more")
+    await reservations(other, 5)
+    consumer = Counting()
+
+    with psycopg.connect(ledger.dsn) as paused:
+        paused.execute("select from checkpoint where partition = %s for update", (ledger.partition,))
+        async with following(ledger, consumer) as follower:
+            await until(lambda: len(consumer.seen) == 5 and bool(follower.health().halted))
+            (halt,) = follower.health().halted
+            paused.rollback()
+            await until(lambda: follower.health().ok and len(consumer.seen) == 6)
+
+    assert (halt.partition, halt.recorded) == (ledger.partition, False)
+    assert "LockNotAvailable" in halt.reason

@@ -105,19 +105,23 @@ async def test_two_followers_at_once_apply_every_event_once(ledger: Ledger) -> N
 class Killed(Quotas):
     """Loses its connection a few times when everything is written and nothing committed."""
 
-    kills = 3
+    def __init__(self, ledger: Ledger, kills: int) -> None:
+        super().__init__(CODEC)
+        self.ledger, self.kills = ledger, kills
 
     async def apply(self, conn: Connection, partition: int, rows: Sequence[Recorded]) -> Callable[[], None]:
         after = await super().apply(conn, partition, rows)
         if self.kills:
             self.kills -= 1
-            await conn.execute("select pg_terminate_backend(pg_backend_pid())")
+            ((seen,),) = await (await conn.execute("select count(*) from quota_1")).fetchall()
+            assert seen, "the effect is written"
+            administer(self.ledger, "select pg_terminate_backend(%s)", (conn.info.backend_pid,))
         return after
 
 
 async def test_a_kill_between_the_effect_and_the_commit_changes_nothing(ledger: Ledger) -> None:
     await ledger.traffic(Random(5), 300, SUBJECTS)
-    consumer = Killed(CODEC)
+    consumer = Killed(ledger, 3)
 
     follower = await follow(ledger, consumer)
     await follow(ledger, second_generation(ledger))

@@ -85,7 +85,7 @@ class MemoryWorld:
 
     def log(self, partition: int) -> MemoryLog:
         if partition not in self.logs:
-            self.logs[partition] = self.make(partition, lambda: self.clock())
+            self.logs[partition] = self.make(partition, lambda: self.clock())  # noqa: PLW0108  # as it is then
         return self.logs[partition]
 
     async def open(self, options: Options | None = None, deciders: Sequence[Decider[Any]] = (TILL,)) -> Store:

@@ -51,24 +51,27 @@ def hold_in_append(how: str, turn: int, signal_file: Path) -> None:
 
     async def held(batch: PostgresBatch, rows: Sequence[Row]) -> None:
         if next(turns) != turn:
-            return await append(batch, rows)
-        if how == "locked":
-            stop()
-            return await append(batch, rows)
-        if how == "committed":
             await append(batch, rows)
-            return stop()
+        elif how == "locked":
+            stop()
+            await append(batch, rows)
+        elif how == "committed":
+            await append(batch, rows)
+            stop()
+        else:
+            await halfway(batch, rows)
+
+    async def halfway(batch: PostgresBatch, rows: Sequence[Row]) -> None:
         conn, parameters = batch._conn, (batch._partition, *([*column] for column in zip(*rows, strict=True)))
         if how == "inserted":
-            await conn.execute(postgres._INSERT, parameters)
+            await conn.execute(postgres.INSERT, parameters)
             stop()
             await conn.execute("commit")
         else:
             async with conn.pipeline():
-                await conn.execute(postgres._INSERT, parameters)
+                await conn.execute(postgres.INSERT, parameters)
                 conn.pgconn.send_flush_request()
-                while conn.pgconn.flush():
-                    await asyncio.sleep(0.01)
+                assert conn.pgconn.flush() == 0, "it fits into the socket's buffer"
                 stop()
                 await conn.execute("commit")
         batch.ended = True
