@@ -92,6 +92,8 @@ def flipped(value: Any) -> Iterator[Any]:
             for index in range(len(value)):
                 yield value[:index] + chr(ord(value[index]) ^ 1) + value[index + 1 :]
             yield from (value + " ", value[:-1])
+        case _:
+            raise TypeError(type(value))
 
 
 NOTHING: dict[str, Any] = {"cause": UUID(int=0), "actor": "", "trace": "", "reply": "null", "fingerprint": b""}
@@ -242,7 +244,9 @@ def test_characters_moved_between_columns_change_the_leaf(values: dict[str, str]
         moved[source], moved[target] = values[source][cut + 1 :], values[target] + values[source][: cut + 1]
 
     assume(moved != values)
-    assert leaf(ROW._replace(**moved)) != leaf(ROW._replace(**values))
+    changed: dict[str, Any] = dict(moved)
+    original: dict[str, Any] = dict(values)
+    assert leaf(ROW._replace(**changed)) != leaf(ROW._replace(**original))
 
 
 nullable = st.fixed_dictionaries(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +70,8 @@ def test_the_readmes_example_works_as_it_stands(up: tuple[subprocess.Popen[str],
     first = _bash(example, environment)
     again = _bash(example, environment)
 
-    assert first[1]["status"] == "reserved" and first[1]["granted"] == 20
+    assert first[1]["status"] == "reserved"
+    assert first[1]["granted"] == 20
     assert again[1] == first[1], "the same correlation id gives the same answer"
     deadline = time.monotonic() + 10
     while (usage := _bash(example, environment)[2]) and usage["limits"][0]["reserved"] != 20 and time.monotonic() < deadline:
@@ -80,12 +83,10 @@ def test_the_readmes_example_works_as_it_stands(up: tuple[subprocess.Popen[str],
 
 
 def _words(line: str) -> list[str]:
-    import shlex
-
     return shlex.split(line)[1:]
 
 
-def _bash(script: str, environment: dict[str, str]) -> list[dict[str, object]]:
+def _bash(script: str, environment: dict[str, str]) -> list[dict[str, Any]]:
     said = subprocess.run(["bash", "-euc", script], env=environment, check=True, capture_output=True, text=True).stdout
     decoder, found, rest = json.JSONDecoder(), [], said.strip()
     while rest:

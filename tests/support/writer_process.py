@@ -76,7 +76,7 @@ def hold_in_append(how: str, turn: int, signal_file: Path) -> None:
                 await conn.execute("commit")
         batch.ended = True
 
-    PostgresBatch.append = held  # type: ignore[method-assign]
+    PostgresBatch.append = held  # type: ignore[method-assign, assignment]  # a function put in place of a method
 
 
 async def main(plan: dict[str, Any]) -> None:
