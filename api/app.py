@@ -8,14 +8,13 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from api import openapi, problems
 from api.edge import Edge, Follower, Reader
-from api.metrics import Observed
+from api.outside import Outside
 from api.routes import ROUTERS
 from api.settings import Settings
-from domain.kernel.decider import Rejected
-from eventstore.errors import StoreError
 from eventstore.store import Store
 
 TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
@@ -28,7 +27,7 @@ API_VERSION = "1"
 def create_app(store: Store, reader: Reader, settings: Settings, follower: Follower | None = None) -> FastAPI:
     """An application on an open store; opening and draining are the caller's."""
     edge = Edge(store, reader, settings, follower)
-    app = FastAPI(
+    app = _Application(
         title="Holdbook",
         version=API_VERSION,
         openapi_url="/openapi.json",
@@ -40,18 +39,22 @@ def create_app(store: Store, reader: Reader, settings: Settings, follower: Follo
     app.state.edge = edge
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # flat: an included router looks every request up twice more
-    for error in (problems.Problem, Rejected, StoreError, RequestValidationError, HTTPException, *problems.UNREACHABLE):
+    for error in (*problems.OUR_OWN, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(error, problems.handle)
-    app.add_middleware(Observed, metrics=edge.metrics, at_once=settings.requests_at_once)
-    made: dict[str, Any] = {}
-
-    def document() -> dict[str, Any]:
-        if not made:
-            made.update(openapi.document(app))
-        return made
-
-    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to replace it
     return app
+
+
+class _Application(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        """What Starlette has, and one layer around it."""
+        edge: Edge = self.state.edge
+        return Outside(super().build_middleware_stack(), self.routes, metrics=edge.metrics, at_once=edge.settings.requests_at_once)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        if not self.openapi_schema:
+            self.openapi_schema = openapi.document(self)
+        return self.openapi_schema
 
 
 def openapi_document() -> dict[str, Any]:

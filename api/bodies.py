@@ -9,7 +9,6 @@ from uuid import UUID
 import msgspec
 from fastapi import Request
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import ClientDisconnect
 
 from api.idempotency import KEY_PATTERN
 from api.problems import Problem, invalid
@@ -92,12 +91,9 @@ async def read(request: Request, headers: dict[bytes, bytes], limit_bytes: int) 
             raise Problem("request.too_large", limit_bytes=limit_bytes)
         return await request.body()
     chunks, size = [], 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit_bytes:
-                raise Problem("request.too_large", limit_bytes=limit_bytes)
-            chunks.append(chunk)
-    except ClientDisconnect:
-        raise Problem("request.malformed") from None
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit_bytes:
+            raise Problem("request.too_large", limit_bytes=limit_bytes)
+        chunks.append(chunk)
     return b"".join(chunks)

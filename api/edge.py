@@ -23,7 +23,7 @@ from eventstore.requests import Request as StoreRequest
 from eventstore.store import Store, client_command_id
 
 if TYPE_CHECKING:
-    from domain.quota_view import QuotaView
+    from domain.quota.view import QuotaView
 
 _decode = msgspec.json.decode
 _TRACE = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")

@@ -1,27 +1,20 @@
-"""Prometheus metrics of one application, in a registry of its own, and the ASGI middleware that feeds them."""
+"""Prometheus metrics of one application, in a registry of its own."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import Problem
 from eventstore.requests import Stats
 from eventstore.store import Store
 
 if TYPE_CHECKING:
     from api.edge import Follower
-
-log = structlog.get_logger()
 
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -86,58 +79,3 @@ def behind(follower: Follower) -> int:
     """Events between the log's end and what the slowest read model has seen."""
     lag = follower.lag()
     return int(lag if isinstance(lag, int | float) else max(lag.values(), default=0))
-
-
-_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
-
-
-class Observed:
-    """Outermost of ours: counts and times requests, bounds how many are served at once, and turns what nobody caught into a 500."""
-
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, at_once: int) -> None:
-        self.app, self._metrics, self._at_once, self._serving = app, metrics, at_once, 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 0
-        began = time.perf_counter()
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        self._serving += 1
-        try:
-            if self._serving > self._at_once:
-                await Problem("store.overloaded").response()(scope, receive, watched)
-            else:
-                _keep_slashes(scope)
-                await self.app(scope, receive, watched)
-        except Exception:
-            log.exception("request_failed", method=scope["method"], route=_route(scope))
-            if not status:
-                await Problem("internal").response()(scope, receive, watched)
-        finally:
-            self._serving -= 1
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.answered(method, _route(scope), status, time.perf_counter() - began)
-
-
-def _route(scope: Scope) -> str:
-    return getattr(scope.get("route"), "path", "unknown")
-
-
-SLASH = "\x00"
-"""Stands for a slash that the client encoded, inside one segment of the path."""
-
-
-def _keep_slashes(scope: Scope) -> None:
-    """A subject may hold a slash, written %2F; decoded too early it would cut the segment in two."""
-    raw: bytes = scope.get("raw_path") or b""
-    if b"%2f" in raw or b"%2F" in raw:
-        scope["path"] = unquote(raw.split(b"?")[0].decode("latin-1").replace("%2f", SLASH).replace("%2F", SLASH))

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from psycopg_pool import PoolTimeout, TooManyRequests
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from domain.kernel.decider import Rejected
@@ -104,6 +105,8 @@ def of_error(error: Exception) -> Problem:
             return Problem(_RETRYABLE.get(type(error), "store.unavailable"))
         case _ if isinstance(error, UNREACHABLE):
             return Problem("store.unavailable")
+        case ClientDisconnect():
+            return Problem("request.malformed")  # nobody is there to read it
         case RequestValidationError():
             return invalid(error.errors())
         case HTTPException(status_code=404):
@@ -138,6 +141,10 @@ def _message(error: Mapping[str, Any]) -> str:
         return "This field is not known."
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{message}." if message[-1:].isalnum() else message
+
+
+OUR_OWN: tuple[type[Exception], ...] = (Problem, Rejected, StoreError, ClientDisconnect, *UNREACHABLE)
+"""What has an answer of its own; everything else is a bug."""
 
 
 async def handle(request: Request, error: Exception) -> Response:

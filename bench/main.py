@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from api.server import collect_less_often
 from bench import curve
 from bench.rows import Group, Measured, Row, registered
 from bench.scale import FULL, QUICK, Scale
@@ -87,6 +88,7 @@ def measure(dsn: str, template: str, scale: Scale, *, only: str = "") -> list[Re
 
 def _measured(group: Group, stage: Stage) -> list[Result]:
     began = time.perf_counter()
+    collect_less_often()  # as the server does
     try:
         found: Sequence[Measured] = uvloop.run(_awaited(group, stage))
     except Exception as error:  # the other rows are still worth measuring

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import uvloop
 
+from api.server import collect_less_often
 from bench.traffic import Driven, Traffic, hot, round_robin
 from domain.quota import QUOTA
 from eventstore.store import Store
@@ -26,6 +27,7 @@ def hot_rate(dsn: str, tenant_id: UUID, callers: int, starts: float, seconds: fl
         finally:
             await store.drain()
 
+    collect_less_often()
     return uvloop.run(main())
 
 
@@ -40,4 +42,5 @@ def fill(dsn: str, tenant_id: UUID, accounts: int, callers: int, commands: int) 
         finally:
             await store.drain()
 
+    collect_less_often()
     return uvloop.run(main())

@@ -42,9 +42,9 @@ from domain.quota import (
     State,
     quota_stream,
 )
-from domain.quota_credits import CreditUse
-from domain.quota_limits import FrozenTally, RollingTally, epoch_second
-from domain.quota_view import QuotaView, view
+from domain.quota.credits import CreditUse
+from domain.quota.limits import FrozenTally, RollingTally, epoch_second
+from domain.quota.view import QuotaView, view
 from eventstore.codec import Codec
 from eventstore.errors import CorruptLog
 from eventstore.postgres import open_pool

@@ -18,14 +18,14 @@ from starlette.responses import Response
 
 from api.bodies import MAX_AMOUNT, Amount, AmountOrZero, Body, CommandBody, Identity, Meter, Moment, Subject
 from api.edge import Asked, ask, run
-from api.metrics import SLASH
 from api.openapi import command, query
+from api.outside import SLASH
 from api.problems import Problem, invalid
 from api.routes import usage
 from domain import quota
 from domain.quota import QUOTA, Quota, QuotaNotFound, quota_stream
-from domain.quota_limits import MAX_LIMITS
-from domain.quota_view import QuotaView, view
+from domain.quota.limits import MAX_LIMITS
+from domain.quota.view import QuotaView, view
 from eventstore.requests import Item
 from projections.consumer import ProjectionBehind
 

@@ -26,7 +26,7 @@ from domain.access import TENANT, CreateTenant, tenant_stream
 from domain.catalog import DECIDERS
 from domain.kernel.decider import Command, Decider
 from domain.quota import QUOTA, Consume, Limit, Overdraft, Quota, SetLimits, Window, quota_stream, reservation_id
-from domain.quota_view import view
+from domain.quota.view import view
 from eventstore.store import Store
 from eventstore.writer import Item, Options, Request
 from projections.quotas import QuotaReader

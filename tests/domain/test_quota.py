@@ -44,7 +44,7 @@ from domain.quota import (
     reservation_id,
     stream_of_reservation,
 )
-from domain.quota_view import view
+from domain.quota.view import view
 
 NOON = datetime(2026, 1, 30, 12, tzinfo=UTC)
 MONTH = Window("month")

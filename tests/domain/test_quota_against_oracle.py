@@ -31,7 +31,7 @@ from domain.quota import (
     VoidGrant,
     Window,
 )
-from domain.quota_view import view
+from domain.quota.view import view
 from tests.support.quota_oracle import Oracle, Outcome
 
 START = datetime(2026, 3, 28, 20, 59, 58, 750_000, tzinfo=UTC)

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import Phase
 
-from domain import quota
 from domain.kernel.decider import Event
-from domain.quota import QUOTA, Commit, Committed, Limit, Reserve, Rollback, SetLimits, quota_stream, reservation_id
+from domain.quota import QUOTA, Commit, Committed, Limit, Reserve, Rollback, SetLimits, admission, quota_stream, reservation_id, settling
 from eventstore import deciding, postgres
 from eventstore.log import Tail
 from eventstore.rows import Row
@@ -124,14 +123,14 @@ async def till_of_ten(world: World) -> Store:
 
 
 def no_room_check(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(quota, "_fitting", lambda state, rooms, left, command: command.amount)
+    patch.setattr(admission, "_fitting", lambda state, rooms, left, command: command.amount)
 
 
 def no_terminal_check(patch: pytest.MonkeyPatch) -> None:
     def again(command: Commit, state: Any, events: list[Event]) -> list[Event]:
         return [*events, Committed(command.reservation_id, command.used, command.used, 0, command.at)]
 
-    patch.setattr(quota, "_commit_again", again)
+    patch.setattr(settling, "_commit_again", again)
 
 
 def no_fingerprint_check(patch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from domain.quota import (
     Window,
     quota_stream,
 )
-from domain.quota_view import QuotaView, view
+from domain.quota.view import QuotaView, view
 from eventstore.codec import Codec
 from eventstore.requests import Item, Outcome, Request
 from eventstore.store import Store, partition_of

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from domain.quota import Quota, Reserve, Window
-from domain.quota_limits import Limit
+from domain.quota.limits import Limit
 from projections import schema
 from projections.consumer import Connection, ProjectionBehind, Recorded
 from projections.follower import Pace

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from domain.quota import Quota, due, evolve, remaining, spendable
-from domain.quota_credits import credits_left
-from domain.quota_limits import Tally
+from domain.quota.credits import credits_left
+from domain.quota.evolve import evolve
+from domain.quota.limits import Tally
+from domain.quota.state import Quota, due, remaining, spendable
 
 
 @dataclass(frozen=True, slots=True)
