@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from api.routes import batches, health, quotas, usage
+from api.routes import batches, health, quotas, usage, views
 
-ROUTERS = (usage.router, quotas.router, batches.router, health.router)
+ROUTERS = (usage.router, quotas.router, views.router, batches.router, health.router)
