@@ -11,7 +11,7 @@ from bench.load import Asked, Loaded, load
 from bench.rows import Measured, Row, rows
 from bench.server import NOTHING, running
 from bench.stage import Helper, Stage
-from bench.store_rows import ratio
+from bench.store_rows import rates, ratio
 
 RESERVE, BATCH = "/v1/usage/reserve", "/v1/batches"
 
@@ -55,13 +55,16 @@ async def http_reserve(stage: Stage) -> Sequence[Measured]:
     ]
 
 
-@rows(Row("commands/s by HTTP, batches of 100", "single requests", 5.0))
+@rows(Row("commands/s by HTTP, atomic batches of 100", "single requests", 5.0))
 async def http_batches(stage: Stage) -> Sequence[Measured]:
     with stage.database() as dsn:
         place = await site.found(dsn)
         with running(dsn, "serve") as port, Helper() as helper:
-            batches, singles = await stage.in_turns(
-                loading(helper, port, place.batch(BATCH, "reserve", size=100)), loading(helper, port, place.single(RESERVE))
+            atomic, each, singles = await stage.in_turns(
+                loading(helper, port, place.batch(BATCH, "reserve", size=100, atomic=True)),
+                loading(helper, port, place.batch(BATCH, "reserve", size=100, atomic=False)),
+                loading(helper, port, place.single(RESERVE)),
             )
-    measured = ratio([one.rate for one in batches], [one.rate for one in singles])
-    return [Measured(measured.ratio, measured.detail, complaint(batches, singles))]
+    measured = ratio([one.rate for one in atomic], [one.rate for one in singles])
+    detail = {**measured.detail, "each_for_itself": rates([one.rate for one in each])}
+    return [Measured(measured.ratio, detail, complaint(atomic, each, singles))]

@@ -29,13 +29,13 @@ class Site:
         """A reservation, each connection on an account of its own."""
         return Asked(path, self._headers, json.dumps({"subject": "account-{connection}", "meter": METER, "amount": 1}))
 
-    def batch(self, path: str, *operations: str, size: int) -> Asked:
+    def batch(self, path: str, *operations: str, size: int, atomic: bool) -> Asked:
         """Commands on as many accounts, the operations taking turns."""
         commands = [
             {"op": operations[number % len(operations)], "subject": f"account-{number}", "meter": METER, "amount": 1}
             for number in range(size)
         ]
-        return Asked(path, self._headers, json.dumps({"commands": commands}), size)
+        return Asked(path, self._headers, json.dumps({"atomic": atomic, "commands": commands}), size)
 
     @property
     def _headers(self) -> tuple[tuple[str, str], ...]:

@@ -31,7 +31,7 @@ async def view_keeps_up(stage: Stage) -> Sequence[Measured]:
         place = await site.found(dsn)
         partition = partition_of(place.tenant_id, _partitions(dsn))
         with running(dsn, "up") as port, Helper() as helper:
-            asked = place.batch(BATCH, "reserve", "consume", size=BATCH_SIZE)
+            asked = place.batch(BATCH, "reserve", "consume", size=BATCH_SIZE, atomic=False)
             for seconds in (0.1, stage.scale.view_seconds):  # the first writes prepare statements and fill caches
                 stage.say(f"watching for {seconds:g} seconds")
                 arriving = helper.call(load, port, asked, site.CONNECTIONS, seconds, wanted / BATCH_SIZE)
