@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -56,6 +57,7 @@ def server() -> Iterator[str]:
     """A PostgreSQL with the product's own settings. Not under /tmp, which may be memory, where making things durable is free."""
     home = "/var/tmp" if Path("/var/tmp").is_dir() else None  # noqa: S108  # the directory is ours alone, by mkdtemp
     directory = Path(tempfile.mkdtemp(prefix="holdbook-bench-", dir=home))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # or gigabytes would stay behind
     try:
         if os.geteuid() == 0:
             directory.chmod(0o711)  # PostgreSQL runs as somebody else and must pass through
@@ -63,6 +65,7 @@ def server() -> Iterator[str]:
             yield postgres.dsn
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def measure(dsn: str, template: str, scale: Scale, *, only: str = "") -> list[Result]:

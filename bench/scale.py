@@ -25,7 +25,7 @@ class Scale:
     """Commands a second that arrive while the view is watched."""
 
 
-FULL = Scale(rounds=5, seconds=2.5, warm_seconds=1.0)
+FULL = Scale(rounds=5, seconds=2.0, warm_seconds=1.0)
 QUICK = Scale(rounds=3, seconds=0.8, warm_seconds=0.4, filled=200_000, view_seconds=5.0)
 TINY = Scale(
     rounds=1, seconds=0.05, warm_seconds=0.0, lead_seconds=0.3, callers=40, accounts=100, filled=400, view_seconds=0.3, view_commands=50
