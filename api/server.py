@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.deadlines import Deadlines
+from api.services import running
 from api.settings import Settings
 from domain.catalog import DECIDERS
 from eventstore.store import Store
@@ -98,24 +99,19 @@ def asked_to_stop() -> asyncio.Event:
 
 @asynccontextmanager
 async def following(dsn: str, store: Store) -> AsyncIterator[Any]:
-    """A follower that feeds the read models, and the end of what is due."""
-    from projections import quotas, schema, tenants
-    from projections.consumer import Consumer
+    """A follower that feeds the read models, and what acts on the log and on time."""
+    from projections import quotas, schema
+    from projections.catalog import PROJECTIONS
     from projections.follower import Follower
 
     generations = await asyncio.to_thread(schema.create, dsn)
-    fed: list[Consumer] = [quotas.Quotas(store.codec, generations[quotas.NAME]), tenants.Tenants(store.codec, generations[tenants.NAME])]
-    follower = Follower(dsn, range(store.partitions), fed, store.waker)
+    consumers = [projection.consumer(store.codec, generations[name]) for name, projection in PROJECTIONS.items()]
+    follower = Follower(dsn, range(store.partitions), consumers, store.waker)
     finder = await quotas.DueReader.open(dsn)
-    deadlines = Deadlines(store, finder.due)
-    tasks = [asyncio.create_task(follower.run(), name="follower"), asyncio.create_task(deadlines.run(), name="deadlines")]
     try:
-        yield follower
+        async with running([follower, Deadlines(store, finder.due)]):
+            yield follower
     finally:
-        deadlines.stop()
-        await asyncio.wait([tasks[1]])
-        follower.stop()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await finder.close()
 
 

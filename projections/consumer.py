@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
+from sqlalchemy import MetaData
+
+from eventstore.codec import Codec
 
 Connection = AsyncConnection[TupleRow]
 
 
 class Recorded(NamedTuple):
-    """One event as the log has it: the columns that read models need."""
+    """One event as the log has it: the columns that consumers need. Its id is (command_id, ordinal)."""
 
     position: int
     tenant_id: UUID
@@ -23,9 +27,14 @@ class Recorded(NamedTuple):
     type: str
     recorded_at: datetime
     payload: str
+    command_id: UUID
+    ordinal: int
+    cause: UUID | None
+    actor: str | None
+    trace: str | None
 
 
-RECORDED = "position, tenant_id, stream, version, type, recorded_at, payload::text"
+RECORDED = "position, tenant_id, stream, version, type, recorded_at, payload::text, command_id, ordinal, cause, actor, trace"
 
 
 class Consumer(Protocol):
@@ -46,6 +55,21 @@ class Consumer(Protocol):
     def forget(self) -> None:
         """Drop everything that is kept in memory."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A read model: its name, its tables by generation, and the consumer that fills them.
+
+    ``version`` is raised whenever the fold gives other rows for the same events, ``shape`` whenever the tables or what the
+    queries expect of them change. Either makes a new generation be built beside the old one.
+    """
+
+    name: str
+    version: int
+    shape: int
+    define: Callable[[MetaData, int], None]
+    consumer: Callable[[Codec, int], Consumer]
 
 
 class ProjectionBehind(Exception):

@@ -49,11 +49,9 @@ from eventstore.codec import Codec
 from eventstore.errors import CorruptLog
 from eventstore.postgres import open_pool
 from eventstore.store import partition_of
-from projections.consumer import Connection, ProjectionBehind, Recorded
+from projections.consumer import Connection, Projection, ProjectionBehind, Recorded
 
 NAME = "quotas"
-VERSION = 1
-"""Raised whenever the tables or the fold change: the projection is then rebuilt beside the old one."""
 
 
 def define(metadata: MetaData, generation: int) -> None:
@@ -649,3 +647,6 @@ class DueReader(_Reader):
         async with self._begin() as (conn, sql):
             cursor = await conn.execute(sql.due, (list(range(self._partitions)), at, limit), binary=True)
             return [DueReservation._make(row) for row in await cursor.fetchall()]
+
+
+PROJECTION = Projection(NAME, version=1, shape=1, define=define, consumer=Quotas)

@@ -16,9 +16,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from eventstore.errors import WrongSchema
-from projections import quotas, tenants
+from projections.catalog import PROJECTIONS
 
-PROJECTIONS = {quotas.NAME: quotas, tenants.NAME: tenants}
 _CREATING = 0x686F6C65  # an advisory lock's number: processes that start at once come one after the other
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it so
 
@@ -26,8 +25,8 @@ _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy l
 def tables(generation: int) -> MetaData:
     """All tables of one generation."""
     metadata = MetaData()
-    for module in PROJECTIONS.values():
-        module.define(metadata, generation)
+    for projection in PROJECTIONS.values():
+        projection.define(metadata, generation)
     return metadata
 
 
@@ -43,13 +42,13 @@ def create(dsn: str) -> dict[str, int]:
         if conn.execute("select to_regclass('projection')").fetchone() == (None,):
             conn.execute("create table projection (name text primary key, generation int not null, version int not null)")
             conn.execute("grant select on projection to holdbook_reader, holdbook_follower")
-        for name, module in PROJECTIONS.items():
-            conn.execute("insert into projection values (%s, 1, %s) on conflict do nothing", (name, module.VERSION))
+        for name, projection in PROJECTIONS.items():
+            conn.execute("insert into projection values (%s, 1, %s) on conflict do nothing", (name, projection.version))
             found = conn.execute("select generation, version from projection where name = %s", (name,)).fetchone()
             assert found is not None
             generations[name], version = found
-            if version != module.VERSION:
-                raise WrongSchema(f"Projection {name} has version {version}, this program folds version {module.VERSION}: rebuild it.")
+            if version != projection.version:
+                raise WrongSchema(f"Projection {name} has version {version}, this program folds version {projection.version}: rebuild it.")
             create_generation(conn, name, generations[name])
     return generations
 

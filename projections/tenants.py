@@ -12,11 +12,9 @@ from sqlalchemy import Column, DateTime, Integer, MetaData, Table, Text, Uuid
 
 from domain.access import TenantCreated
 from eventstore.codec import Codec
-from projections.consumer import Connection, Recorded
+from projections.consumer import Connection, Projection, Recorded
 
 NAME = "tenants"
-VERSION = 1
-"""Raised whenever the tables or the fold change: the projection is then rebuilt beside the old one."""
 
 
 def define(metadata: MetaData, generation: int) -> None:
@@ -75,3 +73,6 @@ async def list_tenants(dsn: str) -> list[TenantRow]:
         query = f"select tenant_id, name, zone, created_at from tenant_{int(found[0])} order by created_at, tenant_id"
         cursor = await conn.execute(query)
         return [TenantRow._make(row) for row in await cursor.fetchall()]
+
+
+PROJECTION = Projection(NAME, version=1, shape=1, define=define, consumer=Tenants)

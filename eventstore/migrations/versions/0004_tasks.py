@@ -1,0 +1,8 @@
+"""Tasks of processes and effects."""
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    """Nothing yet."""
