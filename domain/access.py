@@ -4,6 +4,9 @@ A tenant is an organisation; everything belongs to one. A service account acts f
 an id and the SHA-256 of its secret, may do what its scopes say, and ends when it expires or is revoked. The secret itself
 never reaches this module. A service account begins with its first key.
 
+A tenant that was deleted stays deleted: nothing more is recorded for it, its id is never used again, and what the log
+held of it is pruned to digests (``eventstore.pruning``).
+
 Names of tenants and keys are labels for operators, kept for ever: they must not be those of natural persons.
 """
 
@@ -21,8 +24,8 @@ from zoneinfo import ZoneInfo
 from domain.kernel.decider import Command, Decider, Event, Rejected, event
 
 __all__ = [
-    "SCOPES", "SERVICE_ACCOUNT", "TENANT", "CreateTenant", "IssueKey", "Key", "RevokeKey", "ServiceAccount", "Tenant",
-    "service_account_stream", "tenant_stream",
+    "SCOPES", "SERVICE_ACCOUNT", "TENANT", "CreateTenant", "DeleteTenant", "DeletedTenant", "IssueKey", "Key", "RevokeKey",
+    "ServiceAccount", "Tenant", "TenantDeleted", "TenantIsDeleted", "service_account_stream", "tenant_stream",
 ]  # fmt: skip
 
 SCOPES: Mapping[str, str] = {
@@ -30,6 +33,8 @@ SCOPES: Mapping[str, str] = {
     "usage:read": "Read quotas, usage and open reservations.",
     "quota:admin": "Set limits, grant and void credits, adjust what is used.",
     "usage:import": "Record use at a moment of the past.",
+    "audit:read": "Read everything that was recorded, by whom and when.",
+    "webhooks:admin": "Register webhooks, see their secrets and deliveries, send again.",
 }
 """What a key may be allowed, and what each means."""
 
@@ -59,6 +64,15 @@ class TenantCreated(Event):
     tenant_id: UUID
     name: str
     zone: str
+    at: datetime
+
+
+@event("tenant.deleted")
+@dataclass(frozen=True, slots=True)
+class TenantDeleted(Event):
+    """A tenant ended, and everything that was its with it. The only event of the tenant that is never pruned."""
+
+    tenant_id: UUID
     at: datetime
 
 
@@ -97,6 +111,11 @@ class CreateTenant(Command):
 
 
 @dataclass(slots=True, kw_only=True)
+class DeleteTenant(Command):
+    tenant_id: UUID
+
+
+@dataclass(slots=True, kw_only=True)
 class IssueKey(Command):
     key_id: str
     secret_hash: str
@@ -110,7 +129,8 @@ class RevokeKey(Command):
     key_id: str
 
 
-TenantEvent = TenantCreated
+TenantCommand = CreateTenant | DeleteTenant
+TenantEvent = TenantCreated | TenantDeleted
 AccountCommand = IssueKey | RevokeKey
 AccountEvent = KeyIssued | KeyRevoked
 
@@ -128,6 +148,16 @@ class Tenant:
     tenant_id: UUID
     name: str
     zone: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedTenant:
+    """Gone for ever; its name is not kept."""
+
+    tenant_id: UUID
+
+
+TenantState = NoTenant | Tenant | DeletedTenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +202,36 @@ class TenantExists(Rejected):
     code: ClassVar[str] = "tenant.exists"
 
 
-def decide_tenant(command: CreateTenant, state: NoTenant | Tenant) -> Sequence[Event]:
+class TenantNotFound(Rejected):
+    """There is no such tenant."""
+
+    code: ClassVar[str] = "tenant.not_found"
+    frozen: ClassVar[bool] = False
+    status: ClassVar[str] = "not_found"
+
+
+class TenantIsDeleted(Rejected):
+    """The tenant was deleted; nothing more is recorded for it.
+
+    Not frozen: the refusal would itself be a record of the tenant, and the same answer comes for ever without it.
+    """
+
+    code: ClassVar[str] = "tenant.deleted"
+    frozen: ClassVar[bool] = False
+
+
+def decide_tenant(command: TenantCommand, state: TenantState) -> Sequence[Event]:
     """The checks come in this order: shape of the command, existence."""
+    match command:
+        case CreateTenant():
+            return _create(command, state)
+        case DeleteTenant():
+            return _delete(command, state)
+        case _:
+            assert_never(command)
+
+
+def _create(command: CreateTenant, state: TenantState) -> Sequence[Event]:
     if not 1 <= len(command.name) <= MAX_NAME:
         raise InvalidTenant("name")
     if not _zone_is_known(command.zone):
@@ -184,6 +242,20 @@ def decide_tenant(command: CreateTenant, state: NoTenant | Tenant) -> Sequence[E
         case Tenant():
             if (state.name, state.zone) != (command.name, command.zone):
                 raise TenantExists()
+            return ()
+        case DeletedTenant():
+            raise TenantIsDeleted()
+        case _:
+            assert_never(state)
+
+
+def _delete(command: DeleteTenant, state: TenantState) -> Sequence[Event]:
+    match state:
+        case NoTenant():
+            raise TenantNotFound()
+        case Tenant():
+            return [TenantDeleted(command.tenant_id, command.at)]
+        case DeletedTenant():
             return ()
         case _:
             assert_never(state)
@@ -277,9 +349,15 @@ def _revoke(command: RevokeKey, state: ServiceAccount) -> Sequence[Event]:
 # Evolve
 
 
-def evolve_tenant(state: NoTenant | Tenant, event: TenantEvent) -> NoTenant | Tenant:
-    """Never refuses."""
-    return Tenant(event.tenant_id, event.name, event.zone)
+def evolve_tenant(state: TenantState, event: TenantEvent) -> TenantState:
+    """Never refuses. A deletion may be the first event there is: what came before it may have been pruned."""
+    match event:
+        case TenantCreated():
+            return Tenant(event.tenant_id, event.name, event.zone)
+        case TenantDeleted():
+            return DeletedTenant(event.tenant_id)
+        case _:
+            assert_never(event)
 
 
 def evolve_account(state: ServiceAccount, event: AccountEvent) -> ServiceAccount:
@@ -297,8 +375,14 @@ def evolve_account(state: ServiceAccount, event: AccountEvent) -> ServiceAccount
 # Reply
 
 
-def reply_tenant(command: CreateTenant, before: NoTenant | Tenant, after: NoTenant | Tenant, events: Sequence[Event]) -> Mapping[str, Any]:
-    return {"tenant_id": command.tenant_id.hex, "name": command.name, "zone": command.zone}
+def reply_tenant(command: TenantCommand, before: TenantState, after: TenantState, events: Sequence[Event]) -> Mapping[str, Any]:
+    match command:
+        case CreateTenant():
+            return {"tenant_id": command.tenant_id.hex, "name": command.name, "zone": command.zone}
+        case DeleteTenant():
+            return {"tenant_id": command.tenant_id.hex, "status": "deleted"}
+        case _:
+            assert_never(command)
 
 
 def reply_account(command: AccountCommand, before: ServiceAccount, after: ServiceAccount, events: Sequence[Event]) -> Mapping[str, Any]:
@@ -322,24 +406,35 @@ class FrozenTenant:
     tenant_id: UUID | None = None
     name: str = ""
     zone: str = "UTC"
+    deleted: bool = False
 
 
-def freeze_tenant(state: NoTenant | Tenant) -> FrozenTenant:
-    return FrozenTenant() if isinstance(state, NoTenant) else FrozenTenant(state.tenant_id, state.name, state.zone)
+def freeze_tenant(state: TenantState) -> FrozenTenant:
+    match state:
+        case NoTenant():
+            return FrozenTenant()
+        case Tenant():
+            return FrozenTenant(state.tenant_id, state.name, state.zone)
+        case DeletedTenant():
+            return FrozenTenant(state.tenant_id, deleted=True)
+        case _:
+            assert_never(state)
 
 
-def thaw_tenant(frozen: FrozenTenant) -> NoTenant | Tenant:
-    return NoTenant() if frozen.tenant_id is None else Tenant(frozen.tenant_id, frozen.name, frozen.zone)
+def thaw_tenant(frozen: FrozenTenant) -> TenantState:
+    if frozen.tenant_id is None:
+        return NoTenant()
+    return DeletedTenant(frozen.tenant_id) if frozen.deleted else Tenant(frozen.tenant_id, frozen.name, frozen.zone)
 
 
 def _same(state: ServiceAccount) -> ServiceAccount:
     return state
 
 
-TENANT: Decider[NoTenant | Tenant] = Decider(
+TENANT: Decider[TenantState] = Decider(
     category="tenant",
-    commands=(CreateTenant,),
-    events=(TenantCreated,),
+    commands=(CreateTenant, DeleteTenant),
+    events=(TenantCreated, TenantDeleted),
     initial=NoTenant(),
     decide=decide_tenant,
     evolve=evolve_tenant,
@@ -347,7 +442,8 @@ TENANT: Decider[NoTenant | Tenant] = Decider(
     frozen_type=FrozenTenant,
     freeze=freeze_tenant,
     thaw=thaw_tenant,
-    refusals=(InvalidTenant, TenantExists),
+    state_schema=2,
+    refusals=(InvalidTenant, TenantExists, TenantNotFound, TenantIsDeleted),
 )
 
 SERVICE_ACCOUNT: Decider[ServiceAccount] = Decider(

@@ -1,11 +1,17 @@
-"""Every aggregate there is. A new one is added here, and to nothing else that runs it."""
+"""Every aggregate and every process there is. A new one is added here, and to nothing else that runs it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from domain.access import SERVICE_ACCOUNT, TENANT
+from domain.consumers import CONSUMER
 from domain.kernel.decider import Decider
+from domain.kernel.process import Process
 from domain.quota import QUOTA
+from domain.tasks import TASKS
+from domain.webhooks import WEBHOOKS
 
-DECIDERS: tuple[Decider[Any], ...] = (QUOTA, TENANT, SERVICE_ACCOUNT)
+DECIDERS: tuple[Decider[Any], ...] = (QUOTA, TENANT, SERVICE_ACCOUNT, CONSUMER, WEBHOOKS, TASKS)
+
+PROCESSES: tuple[Process, ...] = ()

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Generic, TypeVar
 
+from domain.kernel.deadlines import Done, Due
+
 State = TypeVar("State")
 EventClass = TypeVar("EventClass", bound=type)
 
@@ -74,6 +76,16 @@ class Rejected(Exception):
         return " ".join((type(self).__doc__ or self.code).split("\n\n")[0].split())
 
 
+def no_deadlines(event: Any) -> Sequence[Due | Done]:
+    """Of an aggregate that waits for nothing."""
+    return ()
+
+
+def never_due(name: str, at: datetime) -> Command:
+    """Of an aggregate that waits for nothing."""
+    raise LookupError(f"no deadline is named {name}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decider(Generic[State]):
     """One aggregate: everything the store needs to run it, and nothing about how it is run.
@@ -98,6 +110,10 @@ class Decider(Generic[State]):
     refusals: tuple[type[Rejected], ...] = ()
     upcasts: Mapping[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     """(event name, version) -> pure function from that version's payload to the next version's."""
+    deadlines: Callable[[Any], Sequence[Due | Done]] = no_deadlines
+    """Which of the stream's deadlines an event begins, moves or ends, see `domain.kernel.deadlines`."""
+    when_due: Callable[[str, datetime], Command] = never_due
+    """The command that a deadline of this name leads to, which came at this moment."""
 
 
 @event("command.refused")
