@@ -15,6 +15,7 @@ from uuid import UUID
 
 import msgspec
 
+from domain.access import TENANT, TenantIsDeleted
 from domain.kernel.decider import Event, Refused, Rejected
 from eventstore.codec import Codec
 from eventstore.errors import CorruptLog, KeyReused, StoreError
@@ -50,9 +51,13 @@ class Work:
         self.epoch, self.position, self.digest = epoch, states.position, states.digest
         self.rows: list[Row] = []
         self.states: dict[str, Cached] = {}
+        self._living: set[UUID] = set()
+        """Tenants that were looked at, since the last command on any tenant, and not deleted."""
 
     def take(self, request: Request) -> Outcome | Exception:
         """Decide one request. What it raises is its answer and nobody else's: one bad command fails alone."""
+        if request.tenant_id not in self._living and self._deleted(request):
+            return TenantIsDeleted()  # also to a key of the past: what was answered then is pruned, or will be
         before = self._known.get(request.command_id)
         if before is not None:
             return self._replay(request, before)
@@ -65,6 +70,13 @@ class Work:
         except Exception as error:
             error.add_note(f"while deciding {type(request.items[0].command).__name__} on {request.items[0].stream}")
             return error
+
+    def _deleted(self, request: Request) -> bool:
+        """Whether the request is of a deleted tenant, and more than the tenant's own aggregate must answer it."""
+        if not self._states.deleted(request.tenant_id, self.states):
+            self._living.add(request.tenant_id)
+            return False
+        return any(item.decider is not TENANT for item in request.items)
 
     def _replay(self, request: Request, before: Known) -> Outcome | Exception:
         if before.tenant_id != request.tenant_id or before.fingerprint != request.fingerprint:
@@ -101,6 +113,8 @@ class Work:
 
     def _item(self, request: Request, index: int, states: dict[str, Cached], decided: list[tuple[str, int, Event]]) -> Mapping[str, Any]:
         decider, stream, command = request.items[index]
+        if decider is TENANT:
+            self._living.clear()
         tenant_id = request.tenant_id
         found = states.get(stream) or self.states.get(stream) or self._states.get(stream, tenant_id)
         if found is None or (found.version and found.tenant_id != tenant_id):

@@ -40,6 +40,8 @@ class Tail(NamedTuple):
     now: datetime
     rows: list[Row]
     """From the asked position, inclusive, in order; at most as many as asked for."""
+    known: list[Known]
+    """Those of the asked commands that are in the log."""
 
 
 class Batch(Protocol):
@@ -51,8 +53,12 @@ class Batch(Protocol):
         """Say that the log lost a tail: add one to the epoch and commit."""
         ...
 
+    async def send(self, rows: Sequence[Row]) -> None:
+        """Hand over the first rows while later ones are still being decided; nothing is appended before :meth:`append`."""
+        ...
+
     async def append(self, rows: Sequence[Row]) -> None:
-        """Append and commit. Any exception from here is in doubt."""
+        """Append what was sent, and these rows behind it, and commit. Any exception from here is in doubt."""
         ...
 
 
@@ -73,6 +79,10 @@ class PartitionLog(Protocol):
         """Rows behind a position, in order, without the lock."""
         ...
 
+    async def rows_at(self, tenant_id: UUID, positions: Sequence[int]) -> list[Row]:
+        """Those of the rows at these positions that are the tenant's, in order."""
+        ...
+
     async def snapshots(self, streams: Sequence[str]) -> list[Snapshot]:
         """The streams' snapshots that still agree with the log."""
         ...
@@ -85,6 +95,6 @@ class PartitionLog(Protocol):
         """Keep snapshots, replacing older ones of the same stream."""
         ...
 
-    def locked(self, head: int, at_most: int) -> AbstractAsyncContextManager[Batch]:
-        """Take the lock row and read from ``head`` on, inclusive; leaving without append rolls back."""
+    def locked(self, head: int, at_most: int, command_ids: Sequence[UUID] = ()) -> AbstractAsyncContextManager[Batch]:
+        """Take the lock row, read from ``head`` on, inclusive, and look up these commands; leaving without append rolls back."""
         ...

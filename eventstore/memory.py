@@ -37,6 +37,10 @@ class MemoryLog:
         start = bisect_right(self.rows, after, key=lambda row: row.position)
         return self.rows[start : start + limit]
 
+    async def rows_at(self, tenant_id: UUID, positions: Sequence[int]) -> list[Row]:  # told in the protocol
+        asked = set(positions)
+        return [row for row in self.rows if row.position in asked and row.tenant_id == tenant_id]
+
     async def snapshots(self, streams: Sequence[str]) -> list[Snapshot]:  # told in the protocol
         kept = [self._snapshots[stream] for stream in streams if stream in self._snapshots]
         hashes = {row.hash for row in self.rows}
@@ -51,9 +55,12 @@ class MemoryLog:
         self._snapshots |= {snapshot.stream: snapshot for snapshot in snapshots}
 
     @asynccontextmanager
-    async def locked(self, head: int, at_most: int) -> AsyncIterator[MemoryBatch]:  # told in the protocol
+    async def locked(  # told in the protocol
+        self, head: int, at_most: int, command_ids: Sequence[UUID] = ()
+    ) -> AsyncIterator[MemoryBatch]:
         async with self._lock:
-            yield MemoryBatch(self, Tail(self.epoch, self._clock(), await self.read(head - 1, at_most)))
+            known = await self.known(command_ids) if command_ids else []
+            yield MemoryBatch(self, Tail(self.epoch, self._clock(), await self.read(head - 1, at_most), known))
 
 
 class MemoryBatch:
@@ -61,11 +68,16 @@ class MemoryBatch:
 
     def __init__(self, log: MemoryLog, tail: Tail) -> None:
         self._log, self.tail = log, tail
+        self._sent: list[Row] = []
 
     async def raise_epoch(self) -> None:
         """See :class:`eventstore.log.Batch`."""
         self._log.epoch += 1
 
+    async def send(self, rows: Sequence[Row]) -> None:
+        """See :class:`eventstore.log.Batch`."""
+        self._sent += rows
+
     async def append(self, rows: Sequence[Row]) -> None:
         """See :class:`eventstore.log.Batch`."""
-        self._log.rows.extend(rows)
+        self._log.rows += (*self._sent, *rows)

@@ -30,9 +30,10 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
+from domain.access import TenantDeleted, tenant_stream
 from eventstore.errors import CorruptLog, UnsafeServer
 from eventstore.postgres import INSERT, LOCK, WRITER_OPTIONS
-from eventstore.rows import GENESIS, Row, row_hash
+from eventstore.rows import GENESIS, PRUNED, Row, pruned_stream, row_hash
 
 Pool = ConnectionPool[Connection[TupleRow]]
 
@@ -47,9 +48,11 @@ where partition = %s and stream = %s and version > %s and version <= %s order by
 _POSITIONS = """
 select position, stream, version, type, payload::text from event
 where partition = %s and position >= %s and position <= %s {types} order by position limit %s"""
+_DELETED = "select 1 from event where partition = %s and stream = %s and type = %s"
 _STREAM_UP, _STREAM_DOWN = _STREAM.format(order="asc"), _STREAM.format(order="desc")
 _ALL_POSITIONS, _POSITIONS_OF_TYPES = _POSITIONS.format(types=""), _POSITIONS.format(types="and type = any(%s::text[])")
 _EVER: Final = 2**63 - 1
+_PRUNED_STREAMS: Final = pruned_stream(0)[:-1]
 
 # The first that fits; psycopg and the library both follow PEP 249, and IntegrityError and the like are DatabaseErrors.
 _TRANSLATED: Final[tuple[tuple[type[psycopg.Error], type[persistence.PersistenceError]], ...]] = (
@@ -149,8 +152,9 @@ class PartitionRecorder(ApplicationRecorder):
         """Append all events or none, under one command id of their own, and return their positions.
 
         Raises the library's IntegrityError when a version is taken or does not follow the stream's last one, or when the
-        stream is another tenant's. OperationalError and InterfaceError leave open whether the events were recorded. Nothing
-        is tried twice here: after a commit that was not confirmed, a repeated insert would conflict with itself.
+        stream is another tenant's, or when the tenant was deleted. OperationalError and InterfaceError leave open whether the
+        events were recorded. Nothing is tried twice here: after a commit that was not confirmed, a repeated insert would
+        conflict with itself.
         """
         if refused := sorted(name for name, value in kwargs.items() if value is not None):
             # The library hands over tracking records here. Dropping them would cost its projections their exactly-once.
@@ -191,14 +195,25 @@ class PartitionRecorder(ApplicationRecorder):
         if topics:
             rows = self._select(_POSITIONS_OF_TYPES, (self.partition, first, last, list(topics), limit))
         else:
-            rows = self._select(_ALL_POSITIONS, (self.partition, first, last, limit))
-            for expected, row in enumerate(rows, first):
-                if row[0] != expected:
-                    raise CorruptLog(f"Position {expected} of partition {self.partition} is missing.")
+            rows = self._dense(first, last, limit)
         return [
             Notification(to_originator(stream), version, topic, to_state(payload), position)
             for position, stream, version, topic, payload in rows
         ]
+
+    def _dense(self, first: int, last: int, limit: int) -> list[TupleRow]:
+        """Whatever is no longer an event is passed over, and does not count: fewer than asked for means that there is no more."""
+        found: list[TupleRow] = []
+        while True:
+            wanted = limit - len(found)
+            rows = self._select(_ALL_POSITIONS, (self.partition, first, last, wanted))
+            for expected, row in enumerate(rows, first):
+                if row[0] != expected:
+                    raise CorruptLog(f"Position {expected} of partition {self.partition} is missing.")
+            found += [row for row in rows if row[3] != PRUNED]
+            if len(rows) < wanted or len(found) == limit:
+                return found
+            first = rows[-1][0] + 1
 
     def max_notification_id(self) -> int | None:
         """The last position; None while the partition is empty."""
@@ -218,6 +233,8 @@ class PartitionRecorder(ApplicationRecorder):
         stream = to_stream(originator_id)
         if type(to_originator(stream)) is not type(originator_id):
             raise persistence.ProgrammingError(f"the originator id {stream!r} would be read back as a UUID: give it as one")
+        if stream.startswith(_PRUNED_STREAMS):
+            raise persistence.ProgrammingError(f"the originator id {stream!r} is one that the log gives to what it has pruned")
         return stream
 
     def _lock(self, conn: Connection[TupleRow], streams: list[str]) -> _Locked:
@@ -227,9 +244,12 @@ class PartitionRecorder(ApplicationRecorder):
             lock = conn.execute(LOCK, (self.partition,))
             heads = conn.execute(_HEAD, (self.partition,), binary=True)
             lasts = conn.execute(_LAST, (streams, self.partition), binary=True)
+            deleted = conn.execute(_DELETED, (self.partition, tenant_stream(self.tenant_id), TenantDeleted.event_name))
         row = lock.fetchone()
         if row is None:
             raise persistence.ProgrammingError(f"partition {self.partition} was never initialised")
+        if deleted.fetchone() is not None:
+            raise persistence.IntegrityError(f"tenant {self.tenant_id} was deleted")
         now = row[1]
         position, digest, recorded_at = heads.fetchone() or (0, GENESIS, now)
         last = {stream: (version, tenant_id) for stream, version, tenant_id in lasts.fetchall()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -65,9 +66,18 @@ class Options:
     retry_seconds: float = 8.0
 
 
+BATCH_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
+COMMIT_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Upper bounds, inclusive, of what :class:`Stats` sorts batches into: commands, and seconds."""
+
+
 @dataclass(slots=True)
 class Stats:
-    """What a writer did since it started."""
+    """What a writer did since it started. Kept as plain numbers, because the write path pays for each of them.
+
+    ``commit_seconds`` is the time from asking for the lock to the commit's answer. The two lists count batches by size and by that
+    time, one place for each bound and one for what is larger.
+    """
 
     commands: int = 0
     events: int = 0
@@ -79,3 +89,19 @@ class Stats:
     snapshots: int = 0
     lost_tails: int = 0
     commit_seconds: float = 0.0
+    by_size: list[int] = field(default_factory=lambda: [0] * (len(BATCH_BOUNDS) + 1))
+    by_seconds: list[int] = field(default_factory=lambda: [0] * (len(COMMIT_BOUNDS) + 1))
+
+    def committed(self, commands: int, seconds: float) -> None:
+        """One batch came to its end."""
+        self.batches += 1
+        self.commit_seconds += seconds
+        self.by_size[bisect_left(BATCH_BOUNDS, commands)] += 1
+        self.by_seconds[bisect_left(COMMIT_BOUNDS, seconds)] += 1
+
+    def add(self, other: Stats) -> None:
+        """Count in what another writer did."""
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            summed = [a + b for a, b in zip(mine, theirs, strict=True)] if isinstance(mine, list) else mine + theirs
+            setattr(self, each.name, summed)

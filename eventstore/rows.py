@@ -4,10 +4,16 @@
 32 zero bytes. Every column goes in behind its length in bytes (4 bytes, big-endian; 0xFFFFFFFF for null): salt, partition
 (4), position (8), tenant_id (16), version (8), command_id (16), ordinal (4), recorded_at (8, microseconds since 1970
 UTC), all integers big-endian and signed; then stream, type, cause, actor, trace, payload, reply, fingerprint as stored (text in UTF-8).
+
+A row of a deleted tenant is pruned to its leaf: that stands in a column of its own, and the chain goes on over it. The row keeps
+its position, hash, tenant, command id, ordinal and time; its stream is its own (:func:`pruned_stream`), its type :data:`PRUNED`, and
+everything else is gone. Nothing covers what it keeps but the position and the hash, and it is only right where the partition has a
+``tenant.deleted`` of its tenant.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from struct import Struct
@@ -19,6 +25,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _FIXED = Struct(">I16sIiIqI16sIqI16sIiIq").pack
 _NULL = b"\xff\xff\xff\xff"
+
+PRUNED = "log.pruned"
+"""The type of a row of which only the leaf is left. It is no event: nobody decodes it."""
+
+
+def pruned_stream(position: int) -> str:
+    """The stream that a pruned row stands in, alone and at version 1."""
+    return f"pruned-{position}"
 
 
 class Row(NamedTuple):
@@ -88,10 +102,21 @@ def row_hash(partition: int, previous: bytes, row: Row) -> bytes:
     return sha256(previous + leaf).digest()
 
 
-def first_broken(partition: int, rows: list[Row], position: int = 0, previous: bytes = GENESIS) -> int | None:
-    """The first position where density or the chain breaks, reading on from ``position``; None when all holds."""
+def first_broken(
+    partition: int, rows: list[Row], position: int = 0, previous: bytes = GENESIS, leaves: Mapping[int, bytes] | None = None
+) -> int | None:
+    """The first position where density or the chain breaks, reading on from ``position``; None when all holds.
+
+    ``leaves`` are those of the pruned rows by position. Whether their tenants were deleted is for the caller to look up.
+    """
     for row in rows:
-        if row.position != position + 1 or len(row.salt) != len(GENESIS) // 2 or row_hash(partition, previous, row) != row.hash:
+        if row.position != position + 1 or len(row.salt) != len(GENESIS) // 2:
+            return position + 1
+        if row.type == PRUNED:
+            wanted = sha256(previous + (leaves or {}).get(row.position, b"")).digest()
+        else:
+            wanted = row_hash(partition, previous, row)
+        if wanted != row.hash:
             return position + 1
         position, previous = row.position, row.hash
     return None

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import msgspec
 
+from domain.access import TENANT, DeletedTenant, TenantDeleted, tenant_stream
 from domain.kernel.decider import Decider
 from eventstore.codec import Codec
 from eventstore.errors import CorruptLog, UnknownEventType
@@ -20,6 +21,7 @@ from eventstore.log import PartitionLog, Tail
 from eventstore.rows import GENESIS, Row
 
 NOBODY = UUID(int=0)
+_TENANT_DELETED = TenantDeleted.event_name
 
 
 class Cached(NamedTuple):
@@ -60,6 +62,20 @@ class States:
         if found is None:
             raise UnknownEventType(f"Stream {stream}.")
         return found if found.tenant_id == tenant_id or not found.version else None
+
+    def guards(self, tenants: Iterable[UUID]) -> set[str]:
+        """The streams that :meth:`deleted` must be able to look at, to be needed with those that commands are for."""
+        return {tenant_stream(tenant_id) for tenant_id in set(tenants)} if TENANT.category in self._codec.deciders else set()
+
+    def deleted(self, tenant_id: UUID, working: Mapping[str, Cached]) -> bool:
+        """Whether the tenant was deleted, in the log or in the batch under way.
+
+        Said under the lock, this is final: no row of a tenant lies behind its ``tenant.deleted``. A tenant's stream that cannot be
+        read counts as there, because a newer program may have written what we do not know yet.
+        """
+        stream = tenant_stream(tenant_id)
+        found = working.get(stream) or self._cache.get(stream)
+        return found is not None and type(found.state) is DeletedTenant
 
     async def start(self) -> None:
         """Begin at the log's present end, with nothing cached."""
@@ -145,7 +161,8 @@ class States:
         version, state = (found.version, found.state) if found is not None else (0, decider.initial)
         if row.version <= version:
             return
-        if row.version != version + 1:
+        # What a tenant's stream held before its deletion may have been pruned.
+        if row.version != version + 1 and (version or row.type != _TENANT_DELETED):
             raise CorruptLog(f"Stream {row.stream} goes from version {version} to {row.version} at position {row.position}.")
         try:
             event = self._codec.decode(row.type, row.payload)

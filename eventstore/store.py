@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -19,6 +19,7 @@ from eventstore.errors import WrongSchema
 from eventstore.log import PartitionLog
 from eventstore.memory import MemoryLog
 from eventstore.postgres import PostgresLog, open_pool, refuse_unsafe
+from eventstore.wakeups import Notifier
 from eventstore.writer import Cached, Options, Outcome, Request, Stats, Writer
 
 _CLIENT = uuid5(NAMESPACE_URL, "holdbook:client")
@@ -46,17 +47,26 @@ class Store:
         log: Callable[[int], PartitionLog],
         options: Options | None = None,
         pool: AsyncConnectionPool[AsyncConnection[TupleRow]] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self.codec, self.partitions, self.options, self.pool = codec, partitions, options or Options(), pool
         self.writers: dict[int, Writer] = {}
         self.waker = asyncio.Event()
+        self.wakers = [self.waker]
+        """Set whenever this process appends; see :meth:`subscribe`."""
+        self._notifier, self._notifying = notifier, None if notifier is None else asyncio.create_task(notifier.run(), name="notifier")
         self._log = log
         self._keys: dict[UUID, bytes] = {}
         self._draining = False
 
     @classmethod
-    async def open(cls, dsn: str, deciders: Iterable[Decider[Any]], options: Options | None = None, *, connections: int = 4) -> Store:
-        """A store on a migrated database; refuses a server that could lose acknowledged answers."""
+    async def open(
+        cls, dsn: str, deciders: Iterable[Decider[Any]], options: Options | None = None, *, connections: int = 4, wakeups: bool = True
+    ) -> Store:
+        """A store on a migrated database; refuses a server that could lose acknowledged answers.
+
+        With ``wakeups`` other processes are told when this one has appended, on one connection more.
+        """
         pool = await open_pool(dsn, size=connections)
         try:
             await refuse_unsafe(pool)
@@ -67,7 +77,8 @@ class Store:
         except BaseException:
             await pool.close()
             raise
-        return cls(Codec(deciders), row[0], lambda partition: PostgresLog(pool, partition), options, pool)
+        notifier = Notifier(dsn) if wakeups else None
+        return cls(Codec(deciders), row[0], lambda partition: PostgresLog(pool, partition), options, pool, notifier)
 
     @classmethod
     def in_memory(cls, deciders: Iterable[Decider[Any]], options: Options | None = None, *, partitions: int = 1) -> Store:
@@ -80,10 +91,20 @@ class Store:
         writer = self.writers.get(partition)
         if writer is None:
             writer = self.writers[partition] = Writer(self._log(partition), self.codec, self.options)
-            writer.wakers.append(self.waker)
+            writer.wakers.extend(self.wakers)
+            if self._notifier is not None:
+                writer.wakers.append(self._notifier.appended)
             if self._draining:
                 writer.refuse()  # begun now, it would outlive the draining
         return writer
+
+    def subscribe(self) -> asyncio.Event:
+        """An event that is set whenever this process has appended, for one who follows the log and clears it himself."""
+        waker = asyncio.Event()
+        self.wakers.append(waker)
+        for writer in self.writers.values():
+            writer.wakers.append(waker)
+        return waker
 
     def submit(self, request: Request) -> Coroutine[Any, Any, Outcome]:
         """See :meth:`eventstore.writer.Writer.submit`."""
@@ -92,6 +113,10 @@ class Store:
     async def state(self, decider: Decider[Any], tenant_id: UUID, stream: str) -> Cached:
         """A stream's state as of now; version 0 when it does not exist for this tenant."""
         return await self.writer(tenant_id).state(decider, tenant_id, stream)
+
+    async def states(self, tenant_id: UUID, wanted: Sequence[tuple[Decider[Any], str]]) -> list[Cached]:
+        """Several streams' states, read together; see :meth:`state`."""
+        return await self.writer(tenant_id).states(tenant_id, wanted)
 
     async def tenant_key(self, tenant_id: UUID) -> bytes:
         """The tenant's secret for fingerprints, made when first asked for, by whichever process is first."""
@@ -116,8 +141,7 @@ class Store:
         """What all writers of this process did."""
         total = Stats()
         for writer in self.writers.values():
-            for name in Stats.__slots__:
-                setattr(total, name, getattr(total, name) + getattr(writer.stats, name))
+            total.add(writer.stats)
         return total
 
     @property
@@ -125,9 +149,18 @@ class Store:
         """Commands waiting in this process."""
         return sum(writer.queued for writer in self.writers.values())
 
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of the bodies of the commands that wait in this process."""
+        return sum(writer.queued_bytes for writer in self.writers.values())
+
     async def drain(self) -> None:
         """Take no more commands, finish and answer those taken, close the connections."""
         self._draining = True
         await asyncio.gather(*(writer.drain() for writer in self.writers.values()))
+        if self._notifier is not None and self._notifying is not None:
+            self._notifier.stop()
+            await asyncio.wait([self._notifying], timeout=1)
+            self._notifying.cancel()  # nobody's answer depends on it
         if self.pool is not None:
             await self.pool.close()

