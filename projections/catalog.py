@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from projections import quotas, tenants
+from projections import audit, deadlines, quotas, tenants, usage
 from projections.consumer import Projection
 
-PROJECTIONS: dict[str, Projection] = {each.name: each for each in (quotas.PROJECTION, tenants.PROJECTION)}
+PROJECTIONS: dict[str, Projection] = {
+    each.name: each for each in (quotas.PROJECTION, tenants.PROJECTION, usage.PROJECTION, audit.PROJECTION, deadlines.PROJECTION)
+}

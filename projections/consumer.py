@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
@@ -37,11 +37,20 @@ class Recorded(NamedTuple):
 RECORDED = "position, tenant_id, stream, version, type, recorded_at, payload::text, command_id, ordinal, cause, actor, trace"
 
 
+SKIPPED = "consumer.skipped"
+"""The type under which a consumer gets an event that an operator had it skip, with ``null`` as payload: it changes nothing but the
+version that a fold may count."""
+
+
 class Consumer(Protocol):
     """A fold of the log into tables. The same consumer of two generations is two consumers."""
 
     name: str
     generation: int
+    version: int
+    """Of the fold: raised whenever it gives other rows for the same events. 0 for what is no projection."""
+    starts_at_head: bool
+    """Whether it begins, when it is fed for the first time, at the log's present end instead of its beginning."""
 
     async def apply(self, conn: Connection, partition: int, rows: Sequence[Recorded]) -> Callable[[], None]:
         """Write what the rows change, all of one partition, in order and without gap.
@@ -55,6 +64,11 @@ class Consumer(Protocol):
     def forget(self) -> None:
         """Drop everything that is kept in memory."""
         ...
+
+
+Roster = Callable[[Connection], Awaitable[Sequence[Consumer]]]
+"""Says which consumers are to be fed at present. One of the same name, generation and version as before may be made anew: it
+goes on as the one that was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,12 +40,14 @@ from eventstore.store import Store, partition_of
 from projections import schema
 from projections.consumer import Consumer
 from projections.follower import Follower, Pace
-from projections.quotas import QuotaReader, Quotas
+from projections.quota_queries import QuotaReader
+from projections.quotas import Quotas
+from projections.readers import Readers
 
 START = datetime(2027, 3, 28, 0, 30, tzinfo=UTC)
 """Shortly before the clocks of Europe change."""
 CODEC = Codec(DECIDERS)
-QUICK = Pace(poll=0.02, poll_idle=0.05, rest=0.001, retry=0.1)
+QUICK = Pace(poll=0.02, poll_idle=0.05, rest=0.001, retry=0.1, lease=1.0)
 
 LIMITS = (
     Limit("life", 10**6, overflow=True),
@@ -146,10 +148,15 @@ async def ledger(database_dsn: str) -> AsyncIterator[Ledger]:
 
 
 @pytest.fixture
-async def reader(ledger: Ledger) -> AsyncIterator[QuotaReader]:
-    opened = await QuotaReader.open(ledger.dsn)
+async def readers(ledger: Ledger) -> AsyncIterator[Readers]:
+    opened = await Readers.open(ledger.dsn)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+def reader(readers: Readers) -> QuotaReader:
+    return readers.quotas
 
 
 @asynccontextmanager

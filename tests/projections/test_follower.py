@@ -18,24 +18,7 @@ from projections.follower import Follower, Pace
 from projections.quotas import Quotas
 from projections.tenants import Tenants, list_tenants
 from tests.projections.conftest import CODEC, LIMITS, QUICK, Ledger, administer, caught_up, dump, follow, following, until
-
-
-class Counting:
-    """A consumer that counts what it applied, and cannot bear some events."""
-
-    generation = 1
-
-    def __init__(self, name: str = "counting", hates: Callable[[Recorded], bool] = lambda row: False) -> None:
-        self.name, self.hates, self.seen = name, hates, list[tuple[int, int]]()
-
-    async def apply(self, conn: Connection, partition: int, rows: Sequence[Recorded]) -> Callable[[], None]:
-        for row in rows:
-            if self.hates(row):
-                raise ValueError(f"no taste for {row.position}")
-        return lambda: self.seen.extend((partition, row.position) for row in rows)
-
-    def forget(self) -> None:
-        pass
+from tests.support.counting import Counting
 
 
 def _saw(consumer: Counting, count: int) -> bool:
@@ -153,31 +136,6 @@ async def test_a_gap_stops_the_partition(ledger: Ledger) -> None:
     assert len(follower.health().halted) == 2
 
 
-async def test_a_log_of_another_epoch_is_not_applied(ledger: Ledger) -> None:
-    await reservations(ledger, 5)
-    consumer = Counting()
-    async with following(ledger, consumer) as follower:
-        await caught_up(ledger, follower)
-        administer(ledger, "update log_partition set epoch = epoch + 1 where partition = %s", (ledger.partition,))
-        await ledger.reserve("anna", "on the new epoch")
-        await until(lambda: not follower.health().ok)
-
-    assert checkpoint(ledger) == (5, "The log is of epoch 1, this was built on epoch 0: rebuild.")
-    assert len(consumer.seen) == 5
-
-
-async def test_a_log_that_lost_its_tail_is_not_followed(ledger: Ledger) -> None:
-    await reservations(ledger, 5)
-    await follow(ledger, Counting())
-    administer(ledger, "delete from event where partition = %s and position > 3", (ledger.partition,))
-
-    await follow(ledger, Counting())
-
-    position, stopped = checkpoint(ledger)
-    assert position == 5
-    assert "ends at 3" in stopped
-
-
 async def test_a_type_this_program_does_not_know_waits_for_one_that_does(ledger: Ledger) -> None:
     await reservations(ledger, 5)
     old_program = Quotas(Codec([TENANT]))
@@ -259,6 +217,37 @@ async def test_a_follower_told_to_stop_stops(ledger: Ledger, moment: str) -> Non
 
     async with asyncio.timeout(10):
         await task
+
+
+async def test_a_follower_told_to_stop_does_not_wait_for_a_database_that_is_not_there(database_dsn: str) -> None:
+    follower = Follower("postgresql://nobody@127.0.0.1:1/nothing", range(4), [Counting()], None, QUICK)
+    task = asyncio.create_task(follower.run())
+    await asyncio.sleep(0.2)
+    assert not task.done()
+    follower.stop()
+
+    async with asyncio.timeout(10):
+        await task
+
+
+async def test_a_follower_told_to_stop_finishes_its_batch_and_leaves_the_rest(ledger: Ledger) -> None:
+    await reservations(ledger, 60)
+    await reservations(elsewhere(ledger), 60)
+    consumer = Counting()
+    pace = Pace(batch=5, poll=0.01, rest=0.001, connections=1)
+    follower = Follower(ledger.dsn, range(ledger.store.partitions), [consumer], None, pace)
+    apply = consumer.apply
+
+    async def apply_once(conn: Connection, partition: int, rows: Sequence[Recorded]) -> Callable[[], None]:
+        follower.stop()
+        return await apply(conn, partition, rows)
+
+    consumer.apply = apply_once  # type: ignore[method-assign]  # it is told in the middle of its first batch
+    async with asyncio.timeout(10):
+        await follower.run()
+
+    assert [position for _, position in consumer.seen] == [1, 2, 3, 4, 5]
+    assert administer(ledger, "select sum(position) from checkpoint where consumer = 'counting'") == [(5,)]
 
 
 async def test_a_stream_with_a_hole_is_not_folded(ledger: Ledger) -> None:

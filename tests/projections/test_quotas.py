@@ -9,12 +9,17 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from domain.quota import Quota, Reserve, Window
+from domain.access import TENANT, CreateTenant, DeleteTenant, tenant_stream
+from domain.quota import QUOTA, Quota, Reserve, Window
 from domain.quota.limits import Limit
+from eventstore.pruning import prune
+from eventstore.requests import Item, Request
+from eventstore.store import Store
 from projections import schema
 from projections.consumer import Connection, ProjectionBehind, Recorded
 from projections.follower import Pace
-from projections.quotas import DueReader, QuotaReader, Quotas
+from projections.quota_queries import DueReader, QuotaReader
+from projections.quotas import Quotas
 from tests.projections.conftest import CODEC, LIMITS, Ledger, administer, caught_up, count_events, dump, follow, following
 
 SUBJECTS = ("anna", "boris", "vera")
@@ -87,7 +92,7 @@ async def test_a_warm_cache_writes_what_a_cold_one_does(ledger: Ledger) -> None:
 
 async def test_two_followers_at_once_apply_every_event_once(ledger: Ledger) -> None:
     random = Random(4)
-    pace = Pace(batch=5, poll=0.005, poll_idle=0.005, rest=0.001)
+    pace = Pace(batch=5, poll=0.005, poll_idle=0.005, rest=0.001, lease=0)
     async with following(ledger, Quotas(CODEC), pace=pace) as one, following(ledger, Quotas(CODEC), pace=pace) as other:
         await asyncio.gather(ledger.traffic(random, 500, SUBJECTS), ledger.traffic(random, 500, SUBJECTS))
         await caught_up(ledger, one)
@@ -235,6 +240,56 @@ async def test_what_is_due_is_found_over_all_tenants_soonest_first(ledger: Ledge
     ]
     assert first == due[:1]
     assert due[0].expires_at == ledger.now + timedelta(seconds=10)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+async def test_of_a_deleted_tenant_nothing_stays_and_nothing_comes(ledger: Ledger, pruned: bool) -> None:
+    other = Ledger(ledger.dsn, ledger.store, uuid4())
+    while other.partition != ledger.partition:
+        other.tenant = uuid4()
+    await operate(ledger, CreateTenant(tenant_id=ledger.tenant, name="Acme"))
+    for each in (ledger, other):
+        await each.traffic(Random(3), 80, SUBJECTS)
+        await each.set_limits("hot", Limit("brief", 100, Window("rolling", seconds=60)))
+        await each.reserve("hot", "open")
+    consumer, pace = small_steps()
+    await follow(ledger, consumer, pace=pace)
+    before = dump(ledger)
+
+    await operate(ledger, DeleteTenant(tenant_id=ledger.tenant))
+    older = await Store.open(ledger.dsn, [QUOTA])  # a process that has never heard of deletions
+    await Ledger(ledger.dsn, older, ledger.tenant, ledger.now).set_limits("late", *LIMITS)
+    await older.drain()
+    await other.reserve("hot", "one more")
+    await follow(ledger, consumer, pace=Pace(batch=1, poll=0.02, rest=0.001))
+    if pruned:
+        assert prune(ledger.dsn, ledger.tenant)
+    await follow(ledger, second_generation(ledger))
+
+    live = dump(ledger, 1)
+    assert live == dump(ledger, 2)
+    assert all(live.values()), "each table should have been tried"
+    assert all(str(ledger.tenant) in str(rows) for rows in before.values())
+    assert str(ledger.tenant) not in str(live)
+
+
+async def operate(ledger: Ledger, command: CreateTenant | DeleteTenant) -> None:
+    await ledger.store.submit(Request(ledger.tenant, uuid4(), (Item(TENANT, tenant_stream(ledger.tenant), command),), b"f"))
+
+
+@pytest.mark.parametrize("batch", [1, 50])
+async def test_a_quota_whose_beginning_was_skipped_is_not_begun_in_the_middle(ledger: Ledger, batch: int) -> None:
+    await ledger.set_limits("anna", *LIMITS)
+    await ledger.set_limits("anna", *LIMITS[:1])
+    administer(
+        ledger, "insert into skipped_event (partition, consumer, version, position) values (%s, 'quotas', 1, 1)", (ledger.partition,)
+    )
+
+    follower = await follow(ledger, Quotas(CODEC), pace=Pace(batch=batch, poll=0.02))
+
+    (halt,) = follower.health().halted
+    assert (halt.position, dump(ledger)["quota"]) == (1, [])
+    assert "goes to version 2 where 1 was to come" in halt.reason
 
 
 async def test_readers_follow_the_registry_to_another_generation(ledger: Ledger, reader: QuotaReader) -> None:
