@@ -1,0 +1,1 @@
+"""The bus: publishing the log to NATS JetStream, and listening to it from there."""
