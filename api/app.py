@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from api import openapi, problems
-from api.edge import Edge, Follower, Reader
+from api.edge import Edge, Follower, Readers
+from api.metrics import Metrics
 from api.outside import Outside
-from api.routes import ROUTERS
+from api.routes import ROUTERS, health
 from api.settings import Settings
 from eventstore.store import Store
 
@@ -24,9 +26,16 @@ API_VERSION = "1"
 """Of the interface, as in its addresses; not of the program."""
 
 
-def create_app(store: Store, reader: Reader, settings: Settings, follower: Follower | None = None) -> FastAPI:
+def create_app(
+    store: Store,
+    readers: Readers,
+    settings: Settings,
+    follower: Follower | None = None,
+    metrics: Metrics | None = None,
+    routers: Iterable[APIRouter] = ROUTERS,
+) -> FastAPI:
     """An application on an open store; opening and draining are the caller's."""
-    edge = Edge(store, reader, settings, follower)
+    edge = Edge(store, readers, settings, follower, metrics)
     app = _Application(
         title="Holdbook",
         version=API_VERSION,
@@ -37,7 +46,7 @@ def create_app(store: Store, reader: Reader, settings: Settings, follower: Follo
         telemetry=TELEMETRY,
     )
     app.state.edge = edge
-    for router in ROUTERS:
+    for router in routers:
         app.router.routes.extend(router.routes)  # flat: an included router looks every request up twice more
     for error in (*problems.OUR_OWN, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(error, problems.handle)
@@ -55,6 +64,14 @@ class _Application(FastAPI):
         if not self.openapi_schema:
             self.openapi_schema = openapi.document(self)
         return self.openapi_schema
+
+
+def create_health_app(store: Store, settings: Settings, follower: Follower | None, metrics: Metrics) -> FastAPI:
+    """For a process that serves nobody: whether it lives, whether it is ready, and what it counted."""
+    nobody: Any = None
+    app = create_app(store, nobody, settings, follower, metrics, (health.router,))
+    app.router.routes = [route for route in app.router.routes if route in health.router.routes]
+    return app
 
 
 def openapi_document() -> dict[str, Any]:

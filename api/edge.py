@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
@@ -13,7 +12,7 @@ import msgspec
 from fastapi import Request
 from starlette.responses import Response
 
-from api import bodies, idempotency, problems
+from api import bodies, idempotency, problems, tracing
 from api.auth import Authenticator, Principal
 from api.bodies import CommandBody
 from api.metrics import Metrics
@@ -24,9 +23,11 @@ from eventstore.store import Store, client_command_id
 
 if TYPE_CHECKING:
     from domain.quota.view import QuotaView
+    from projections.audit_queries import AuditReader
+    from projections.follower import Figures, Health
+    from projections.usage_queries import UsageReader
 
 _decode = msgspec.json.decode
-_TRACE = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Open(Protocol):
@@ -36,8 +37,8 @@ class Open(Protocol):
     def reservation_id(self) -> str: ...
 
 
-class Reader(Protocol):
-    """The read models this edge asks; see ``projections.quotas``."""
+class Quotas(Protocol):
+    """What is asked of the quotas; see ``projections.quota_queries``."""
 
     async def get(self, tenant_id: UUID, subject: str, meter: str, at: datetime, min_position: int | None = None) -> QuotaView | None:
         """A quota as of ``at``, read once the projection has reached ``min_position``."""
@@ -54,6 +55,43 @@ class Reader(Protocol):
         ...
 
 
+class DeliveryLike(Protocol):
+    """A message to a webhook, as the read model has it."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def type(self) -> str: ...
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+class Deliveries(Protocol):
+    """What is asked of webhooks' deliveries; see ``projections.webhook_deliveries``."""
+
+    async def list(self, tenant_id: UUID, endpoint_id: UUID, before: int | None = None, limit: int = 50) -> Sequence[DeliveryLike]:
+        """An endpoint's deliveries, the newest first, behind a number in that order."""
+        ...
+
+    async def find(self, tenant_id: UUID, endpoint_id: UUID, message_id: str) -> DeliveryLike | None:
+        """The last delivery of a message."""
+        ...
+
+
+class Readers(Protocol):
+    """The read models this edge asks; see ``projections.readers``."""
+
+    @property
+    def quotas(self) -> Quotas: ...
+    @property
+    def usage(self) -> UsageReader: ...
+    @property
+    def audit(self) -> AuditReader: ...
+    @property
+    def webhooks(self) -> Deliveries: ...
+
+
 class Follower(Protocol):
     """What feeds the read models in this process."""
 
@@ -61,17 +99,30 @@ class Follower(Protocol):
         """How far the read models are behind the log."""
         ...
 
+    def health(self) -> Health:
+        """What does not follow, and why."""
+        ...
+
+    def figures(self) -> dict[str, Figures]:
+        """How each consumer stands, by its name."""
+        ...
+
 
 class Edge:
     """Everything a route needs."""
 
-    def __init__(self, store: Store, reader: Reader, settings: Settings, follower: Follower | None = None) -> None:
-        self.store, self.reader, self.settings, self.follower = store, reader, settings, follower
+    def __init__(
+        self, store: Store, readers: Readers, settings: Settings, follower: Follower | None = None, metrics: Metrics | None = None
+    ) -> None:
+        self.store, self.readers, self.settings, self.follower = store, readers, settings, follower
         self.authenticator = Authenticator(store)
-        self.metrics = Metrics(store, follower)
+        self.metrics = metrics or Metrics(store)
+        if follower is not None:
+            self.metrics.follow(follower)
         self.draining = False
         # A long past is a long read: two at a time leave the writers their connections.
         self.folding = asyncio.Semaphore(2)
+        self.exporting = False
 
 
 def edge_of(request: Request) -> Edge:
@@ -98,13 +149,17 @@ async def ask(request: Request, *scopes: str) -> Asked:
     return Asked(edge, headers, principal)
 
 
-async def run(request: Request, model: type[CommandBody], path: dict[str, str] | None = None) -> Response:
-    """Take one command through the store and answer with its outcome."""
+async def run(
+    request: Request, model: type[CommandBody], path: dict[str, str] | None = None, check: Callable[[Any], None] | None = None
+) -> Response:
+    """Take one command through the store and answer with its outcome. ``check`` may refuse the body as this deployment does."""
     edge, headers, principal = asked = await ask(request, model.scope)
     raw = await bodies.read(request, headers, edge.settings.body_limit_bytes)
     if path is not None:
         raw = bodies.with_path(raw, path)
     body = bodies.parse(model, raw)
+    if check is not None:
+        check(body)
     key = idempotency.key_of(headers, body.correlation_id, body.default_key)
     tenant_id = principal.tenant_id
     command_id = client_command_id(tenant_id, principal.account, model.operation, key)
@@ -119,7 +174,6 @@ async def fingerprint(asked: Asked, raw: bytes) -> bytes:
 
 def submit(asked: Asked, command_id: UUID, items: tuple[Item, ...], print_: bytes, size: int) -> Awaitable[Outcome]:
     """Hand one request to the store."""
-    trace = asked.headers.get(b"traceparent")
     principal = asked.principal
     return asked.edge.store.submit(
         StoreRequest(
@@ -128,7 +182,7 @@ def submit(asked: Asked, command_id: UUID, items: tuple[Item, ...], print_: byte
             items,
             print_,
             actor=principal.actor,
-            trace=trace.decode() if trace is not None and _TRACE.fullmatch(trace) else None,
+            trace=tracing.valid(asked.headers.get(b"traceparent")),
             size=size,
         )
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from api import tracing
 from api.settings import Settings
 
 _TRACE = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)
@@ -19,6 +20,7 @@ def configure(settings: Settings) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        tracing.add_request,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

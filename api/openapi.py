@@ -71,6 +71,7 @@ def command(
     body: Mapping[str, Any],
     answer: Any,
     refusals: tuple[str, ...] = ("quota.exceeded",),
+    missing: str = "quota.not_found",
 ) -> dict[str, Any]:
     """Arguments of a route that takes a command: ``body`` are named examples, ``answer`` is one of a success."""
     name = model.__name__
@@ -81,7 +82,7 @@ def command(
         _without[name] = (model.__name__, path_fields)
     responses = {
         200: success(reply, answer, command=True),
-        404: problem(404, "quota.not_found"),
+        404: problem(404, missing),
         409: problem(409, *refusals),
         **problems(*_COMMON),
     }
@@ -97,11 +98,11 @@ def command(
     }
 
 
-def query(reply: type[Any], operation_id: str, *, answer: Any, found: bool = True) -> dict[str, Any]:
+def query(reply: type[Any], operation_id: str, *, answer: Any, found: bool = True, missing: str = "quota.not_found") -> dict[str, Any]:
     """Arguments of a route that answers a question."""
     responses = {200: success(reply, answer, command=False), **problems(401, 403, 422, 503)}
     if found:
-        responses[404] = problem(404, "quota.not_found")
+        responses[404] = problem(404, missing)
     return {"operation_id": operation_id, "responses": responses}
 
 

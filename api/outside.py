@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.lean import LeanRoute
 from api.metrics import Metrics
 from api.problems import Problem, of_error
+from api.tracing import SERVING, begin
 
 log = structlog.get_logger(__name__)
 
@@ -34,11 +35,13 @@ class Outside:
             return
         status = 0
         began = time.perf_counter()
+        serving = begin(scope)
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", serving.request_id)]
             await send(message)
 
         self._serving += 1
@@ -47,11 +50,14 @@ class Outside:
         except Exception:
             log.exception("request_failed", method=scope["method"], route=_template(scope))
             if not status:
-                await Problem("internal").response()(scope, receive, watched)
+                await Problem("internal", instance=serving.instance).response()(scope, receive, watched)
         finally:
             self._serving -= 1
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.answered(method, _template(scope), status, time.perf_counter() - began)
+            route, seconds = _template(scope), time.perf_counter() - began
+            self._metrics.answered(method, route, status, seconds)
+            log.debug("request_answered", method=method, route=route, status=status, seconds=round(seconds, 6))
+            SERVING.set(None)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._serving > self._at_once:

@@ -15,9 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from api.tracing import SERVING
 from domain.kernel.decider import Rejected
 from eventstore.deciding import refusal_reply
 from eventstore.errors import Draining, KeyReused, Overloaded, StoreError, UnknownEventType
+from projections.consumer import ProjectionBehind
 
 PREFIX = "urn:holdbook:problem:"
 MEDIA_TYPE = "application/problem+json"
@@ -40,6 +42,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "store.overloaded": (503, "Too many commands are waiting; send the request again shortly with the same key."),
     "store.draining": (503, "This process is shutting down; send the request again with the same key."),
     "store.unknown_event_type": (503, "A newer version of the program wrote here; send the request again with the same key."),
+    "audit.no_key": (501, "This server has no key to sign an export with; its operators set HOLDBOOK_AUDIT_KEY_FILE."),
     "internal": (500, "Something went wrong here; the request may be sent again with the same key."),
 }
 """Every problem that is not a rule's refusal: code to status and title. Refusals are listed with the domain's deciders."""
@@ -103,6 +106,8 @@ def of_error(error: Exception) -> Problem:
             return Problem("idempotency.key_reused")
         case StoreError() if error.retryable:
             return Problem(_RETRYABLE.get(type(error), "store.unavailable"))
+        case ProjectionBehind():
+            return Problem("projection.behind")
         case _ if isinstance(error, UNREACHABLE):
             return Problem("store.unavailable")
         case ClientDisconnect():
@@ -143,10 +148,14 @@ def _message(error: Mapping[str, Any]) -> str:
     return f"{message}." if message[-1:].isalnum() else message
 
 
-OUR_OWN: tuple[type[Exception], ...] = (Problem, Rejected, StoreError, ClientDisconnect, *UNREACHABLE)
+OUR_OWN: tuple[type[Exception], ...] = (Problem, Rejected, StoreError, ProjectionBehind, ClientDisconnect, *UNREACHABLE)
 """What has an answer of its own; everything else is a bug."""
 
 
 async def handle(request: Request, error: Exception) -> Response:
     """For whatever a route raises."""
-    return of_error(error).response()
+    problem = of_error(error)
+    serving = SERVING.get()
+    if problem.status == 500 and serving is not None:
+        problem.members["instance"] = serving.instance
+    return problem.response()

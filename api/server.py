@@ -15,12 +15,15 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from api.app import create_app
-from api.deadlines import Deadlines
-from api.services import running
+from api.app import create_app, create_health_app
+from api.bus import publishers
+from api.delivering import open_outgoing
+from api.metrics import Metrics
+from api.services import Service, running
 from api.settings import Settings
-from domain.catalog import DECIDERS
+from domain.catalog import DECIDERS, PROCESSES
 from eventstore.store import Store
+from eventstore.wakeups import Listener
 
 log = structlog.get_logger(__name__)
 
@@ -34,10 +37,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings, port: int | None = None) -> socket.socket:
     """The socket the server will accept on; its name tells the port when any free one was asked for."""
+    port = settings.port if port is None else port
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    listener = socket.create_server((settings.host, port), family=family, backlog=2048)
     listener.setblocking(False)
     return listener
 
@@ -98,40 +102,63 @@ def asked_to_stop() -> asyncio.Event:
 
 
 @asynccontextmanager
-async def following(dsn: str, store: Store) -> AsyncIterator[Any]:
+async def following(dsn: str, store: Store, metrics: Metrics | None = None, settings: Settings | None = None) -> AsyncIterator[Any]:
     """A follower that feeds the read models, and what acts on the log and on time."""
-    from projections import quotas, schema
-    from projections.catalog import PROJECTIONS
+    from projections import schema
+    from projections.consumer import Consumer
+    from projections.deadlines import DeadlineReader
     from projections.follower import Follower
+    from projections.generations import Roster
+    from projections.quota_queries import DueReader
+    from projections.reactions import Reactors
+    from projections.renewing import Renewal
+    from projections.scheduler import Reservations, Scheduler
+    from projections.tasks import Tasks
+    from projections.webhooks import Webhooks
 
-    generations = await asyncio.to_thread(schema.create, dsn)
-    consumers = [projection.consumer(store.codec, generations[name]) for name, projection in PROJECTIONS.items()]
-    follower = Follower(dsn, range(store.partitions), consumers, store.waker)
-    finder = await quotas.DueReader.open(dsn)
+    outgoing = await open_outgoing(dsn, store, settings or Settings())
+    reactors = Reactors(PROCESSES, store, dsn)
+    tasks = Tasks(dsn, range(store.partitions), [outgoing.handler, *reactors.handlers], at_once=64)
+    await asyncio.to_thread(schema.create, dsn)
+    consumers: list[Consumer] = [Webhooks(store.codec, tasks.wake), *reactors.consumers(tasks.wake)]
+    follower = Follower(dsn, range(store.partitions), Roster(store.codec, others=consumers), store.waker)
+    finder, deadlines = await DueReader.open(dsn), await DeadlineReader.open(dsn, store.codec)
+    scheduler = Scheduler(store, [Reservations(finder.due), deadlines], deadlines.now)
+    services: list[Service] = [Listener(dsn, store.wakers), follower, scheduler, tasks, outgoing, Renewal(dsn, store.codec)]
+    services += publishers(dsn, store, settings or Settings())
+    if metrics is not None:
+        metrics.register_all([*services, reactors])
     try:
-        async with running([follower, Deadlines(store, finder.due)]):
+        async with running(services):
             yield follower
     finally:
         await finder.close()
+        await deadlines.close()
+        await reactors.close()
+        await outgoing.close()
 
 
 @asynccontextmanager
 async def process(dsn: str, settings: Settings, *, follow: bool, serve: bool) -> AsyncIterator[str | None]:
     """A running process on a migrated store; yields its URL when it serves. Leaving drains it."""
-    from projections.quotas import QuotaReader
+    from projections.readers import Readers
 
     async with contextlib.AsyncExitStack() as stack:
         store = await Store.open(dsn, DECIDERS, settings.writer_options(), connections=settings.connections)
         stack.push_async_callback(store.drain)
-        follower = await stack.enter_async_context(following(dsn, store)) if follow else None
+        metrics = Metrics(store)
+        follower = await stack.enter_async_context(following(dsn, store, metrics, settings)) if follow else None
         if not serve:
+            if settings.worker_port is not None:
+                health = create_health_app(store, settings, follower, metrics)
+                await stack.enter_async_context(serving(health, settings, listen(settings, settings.worker_port)))
             yield None
             return
-        reader = await QuotaReader.open(dsn)
-        stack.push_async_callback(reader.close)
+        readers = await Readers.open(dsn)
+        stack.push_async_callback(readers.close)
         listener = listen(settings)
         url = url_of(listener)
-        await stack.enter_async_context(serving(create_app(store, reader, settings, follower), settings, listener))
+        await stack.enter_async_context(serving(create_app(store, readers, settings, follower, metrics), settings, listener))
         log.info("serving", url=url)
         yield url
         log.info("draining")

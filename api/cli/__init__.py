@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from api.cli import keys, running, schema, tenants
+from api.cli import auditing, backups, keys, projections, replaying, running, schema, tasks, tenants
 from api.cli.demo import demo
 from api.cli.doctor import doctor
+from api.cli.rebuilding import rebuild
+from api.cli.verifying import verify
 
 app = typer.Typer(
     name="holdbook", help="An event-sourced ledger for quotas, on PostgreSQL.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -20,10 +22,18 @@ app.command("serve")(running.serve)
 app.command("worker")(running.worker)
 app.command("init")(schema.init)
 app.command("migrate")(schema.migrate)
+app.command("backup")(backups.backup)
+app.command("restore")(backups.restore)
+app.command("replay")(replaying.replay)
+app.command("rebuild")(rebuild)
+app.command("verify")(verify)
 app.command("doctor")(doctor)
 app.command("demo")(demo)
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(keys.app, name="key")
+app.add_typer(auditing.app, name="audit")
+app.add_typer(projections.app, name="projections")
+app.add_typer(tasks.app, name="task")
 if importlib.util.find_spec("api.cli.importing"):
     app.add_typer(importlib.import_module("api.cli.importing").app, name="import")
 

@@ -14,10 +14,11 @@ import psycopg
 import sqlalchemy.exc
 import typer
 from psycopg_pool import PoolTimeout
+from pydantic import ValidationError
 from rich.console import Console
 
 from api import logs
-from api.settings import Settings
+from api.settings import PREFIX, Settings, SettingsError
 from domain.catalog import DECIDERS
 from domain.kernel.decider import Rejected
 from eventstore.deciding import refusal_reply
@@ -32,7 +33,12 @@ err = Console(stderr=True)
 
 def settings(**given: Any) -> Settings:
     """The environment's settings, options given on the command line before them; logging is set up."""
-    made = Settings(**{name: value for name, value in given.items() if value is not None})
+    try:
+        made = Settings(**{name: value for name, value in given.items() if value is not None})
+    except SettingsError as error:
+        fail(str(error))
+    except ValidationError as error:
+        fail("\n".join(f"{PREFIX}{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}." for each in error.errors()))
     logs.configure(made)
     return made
 

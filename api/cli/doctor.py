@@ -97,7 +97,7 @@ async def _sample(dsn: str) -> tuple[int, list[str]]:
             previous = GENESIS
             if rows and rows[0].position > 1:
                 previous, rows = rows[0].hash, rows[1:]
-            bad = first_broken(partition, rows, rows[0].position - 1, previous) if rows else None
+            bad = first_broken(partition, rows, rows[0].position - 1, previous, await log.leaves(rows)) if rows else None
             checked += len(rows)
             if bad is not None:
                 broken.append(f"partition {partition} is broken at position {bad}")
@@ -106,15 +106,22 @@ async def _sample(dsn: str) -> tuple[int, list[str]]:
         await pool.close()
 
 
+_FED = """(
+  select c.* from checkpoint c left join projection_generation g on g.name = c.consumer and g.generation = c.generation
+  where coalesce(g.state, 'current') = 'current') fed"""
+"""Old generations are not fed any more, and those that are being built have a builder of their own."""
+_STOPPED = f"select partition, consumer, stopped from {_FED} where stopped is not null order by consumer, partition"
+
+
 def _projections(found: Database, _: Settings) -> Iterator[Finding]:
     with psycopg.connect(found.dsn, autocommit=True) as conn:
-        for partition, consumer, reason in conn.execute("select partition, consumer, stopped from checkpoint where stopped is not null"):
+        for partition, consumer, reason in conn.execute(_STOPPED):
             yield False, f"{consumer} stopped in partition {partition}: {reason}"
         behind = _one(
             conn,
             "select coalesce(sum(greatest(0, h.head - coalesce(c.position, 0))), 0)::bigint from "
             "(select partition, max(position) as head from event group by partition) h "
-            "left join (select partition, min(position) as position from checkpoint group by partition) c using (partition)",
+            f"left join (select partition, min(position) as position from {_FED} group by partition) c using (partition)",
         )
         yield True, f"{behind} events behind the log"
 

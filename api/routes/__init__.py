@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from api.routes import batches, health, quotas, usage, views
+from api.routes import audit, batches, exports, health, quotas, usage, usage_days, views, webhooks
 
-ROUTERS = (usage.router, quotas.router, views.router, batches.router, health.router)
+ROUTERS = (
+    usage.router,
+    quotas.router,
+    views.router,
+    usage_days.router,
+    audit.router,
+    exports.router,
+    webhooks.router,
+    batches.router,
+    health.router,
+)

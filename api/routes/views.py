@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import msgspec
 from fastapi import APIRouter, Query, Request
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.responses import Response
 
+from api import paging
 from api.bodies import MAX_AMOUNT, Body, Meter, Moment, Subject
 from api.edge import Asked, ask
 from api.openapi import query
@@ -90,14 +89,14 @@ class _ListQuery(Body):
     model_config = ConfigDict(extra="forbid", strict=False)
 
     meter: Meter | None = None
-    cursor: Annotated[str | None, Field(max_length=1000, description="From the Link header of the page before.")] = None
+    cursor: paging.Cursor = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
 
 
 class _OpenQuery(Body):
     model_config = ConfigDict(extra="forbid", strict=False)
 
-    cursor: Annotated[str | None, Field(max_length=1000, description="From the Link header of the page before.")] = None
+    cursor: paging.Cursor = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
 
 
@@ -130,10 +129,10 @@ async def get_quota(request: Request, meter: MeterPath, subject: SubjectPath, as
 async def list_quotas(request: Request, asked_for: Annotated[_ListQuery, Query()]) -> Response:
     """The tenant's quotas by meter and subject. The Link header leads to the next page."""
     edge, _, principal = await ask(request, "usage:read")
-    after = _place(asked_for.cursor, 2)
-    found = await edge.reader.list(principal.tenant_id, datetime.now(UTC), asked_for.meter, after, asked_for.limit)
+    after = paging.place(asked_for.cursor, 2)
+    found = await edge.readers.quotas.list(principal.tenant_id, datetime.now(UTC), asked_for.meter, after, asked_for.limit)
     last = (found[-1].meter, found[-1].subject) if len(found) == asked_for.limit else None
-    return _page(request, {"quotas": found}, last)
+    return paging.page(request, {"quotas": found}, last)
 
 
 @router.get("/v1/quotas/{meter}/{subject}/reservations", **query(OpenList, "list_reservations", answer=OPEN_EXAMPLE))
@@ -143,10 +142,10 @@ async def list_reservations(
     """A quota's open reservations by id. The Link header leads to the next page."""
     edge, _, principal = await ask(request, "usage:read")
     meter, subject = _checked(meter, subject)
-    after = _place(asked_for.cursor, 1)
-    found = await edge.reader.reservations(principal.tenant_id, subject, meter, after[0] if after else None, asked_for.limit)
+    after = paging.place(asked_for.cursor, 1)
+    found = await edge.readers.quotas.reservations(principal.tenant_id, subject, meter, after[0] if after else None, asked_for.limit)
     last = (found[-1].reservation_id,) if len(found) == asked_for.limit else None
-    return _page(request, {"reservations": found}, last)
+    return paging.page(request, {"reservations": found}, last)
 
 
 async def _show(asked: Asked, meter: str, subject: str, wanted: _ViewQuery) -> Response:
@@ -155,7 +154,7 @@ async def _show(asked: Asked, meter: str, subject: str, wanted: _ViewQuery) -> R
         if wanted.as_of is not None:
             found = await _as_of(asked, meter, subject, wanted.as_of)
         else:
-            found = await asked.edge.reader.get(tenant_id, subject, meter, now, wanted.min_position)
+            found = await asked.edge.readers.quotas.get(tenant_id, subject, meter, now, wanted.min_position)
     except (ProjectionBehind, TimeoutError):
         raise Problem("projection.behind") from None
     if found is None:
@@ -179,26 +178,3 @@ async def _as_of(asked: Asked, meter: str, subject: str, moment: datetime) -> Qu
             if count % 500 == 0:
                 await asyncio.sleep(0)
     return view(state, moment) if isinstance(state, Quota) else None
-
-
-def _place(cursor: str | None, parts: int) -> Any:
-    """Where a page begins, from the cursor made by :func:`_page`."""
-    if cursor is None:
-        return None
-    try:
-        place = msgspec.json.decode(urlsafe_b64decode(cursor.encode() + b"=="), type=list[str])
-    except (ValueError, msgspec.DecodeError):
-        place = []
-    if len(place) != parts or any("\x00" in part for part in place):
-        raise invalid([{"type": "cursor", "loc": ("cursor",), "msg": "This is not a cursor"}])
-    return tuple(place)
-
-
-def _page(request: Request, content: dict[str, Any], last: tuple[str, ...] | None) -> Response:
-    headers = {}
-    if last is not None:
-        cursor = urlsafe_b64encode(msgspec.json.encode(last)).decode().rstrip("=")
-        parameters = {**{name: value for name, value in request.query_params.items() if name != "cursor"}, "cursor": cursor}
-        path = request.scope.get("raw_path", b"").split(b"?")[0].decode("latin-1")
-        headers["Link"] = f'<{path}?{urlencode(parameters)}>; rel="next"'
-    return Response(_encode(content), headers=headers, media_type="application/json")

@@ -24,7 +24,7 @@ from eventstore.requests import Item, Request
 from eventstore.rows import Row
 from eventstore.store import Store
 from projections import schema
-from projections.quotas import QuotaReader
+from projections.readers import Readers
 from tests.conftest import administer, with_database
 
 BODY_LIMIT = 128 * 1024
@@ -122,15 +122,17 @@ def module_database(postgres_dsn: str, template_database: str) -> Iterator[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(module_database: str) -> AsyncIterator[Running]:
-    settings = Settings(port=0, body_limit_bytes=BODY_LIMIT, log_level="warning")
+    settings = Settings(
+        port=0, body_limit_bytes=BODY_LIMIT, log_level="warning", webhook_allow_private=True, webhook_allow_http=True
+    )
     async with AsyncExitStack() as stack:
         schema.create(module_database)
         store = await Store.open(module_database, DECIDERS, settings.writer_options())
         stack.push_async_callback(store.drain)
-        follower = await stack.enter_async_context(server.following(module_database, store))
-        reader = await QuotaReader.open(module_database)
-        stack.push_async_callback(reader.close)
-        app = create_app(store, reader, settings, follower)
+        follower = await stack.enter_async_context(server.following(module_database, store, settings=settings))
+        readers = await Readers.open(module_database)
+        stack.push_async_callback(readers.close)
+        app = create_app(store, readers, settings, follower)
         listener = server.listen(settings)
         url = server.url_of(listener)
         await stack.enter_async_context(server.serving(app, settings, listener))

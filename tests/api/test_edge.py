@@ -184,7 +184,7 @@ async def test_a_bug_says_nothing_about_itself(site: Site, monkeypatch: pytest.M
     async def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("hunter2")
 
-    monkeypatch.setattr(site.app.state.edge.reader, "get", broken)
+    monkeypatch.setattr(site.app.state.edge.readers.quotas, "get", broken)
 
     answer = await site.get("/v1/usage")
 

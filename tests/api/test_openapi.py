@@ -24,8 +24,11 @@ def test_it_is_openapi_31_with_one_security_scheme() -> None:
 
 def test_operation_ids_are_stable() -> None:
     assert sorted(operation["operationId"] for _, _, operation in OPERATIONS) == [
-        "adjust", "batch", "cancel_reservation", "commit", "consume", "get_quota", "grant", "list_quotas", "list_reservations",
-        "livez", "metrics", "readyz", "reserve", "rollback", "set_limits", "usage", "void_grant",
+
+        "adjust", "audit", "batch", "cancel_reservation", "change_webhook", "commit", "consume", "delete_webhook", "disable_webhook",
+        "enable_webhook", "export_audit", "get_quota", "get_webhook", "grant", "list_quotas", "list_reservations",
+        "list_webhook_deliveries", "list_webhooks", "livez", "metrics", "readyz", "register_webhook", "replay_delivery", "reserve",
+        "rollback", "rotate_webhook_secret", "set_limits", "show_webhook_secrets", "test_webhook", "usage", "usage_by_day", "void_grant",
     ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from domain.quota import QUOTA, Consume, Limit, Overdraft, Quota, SetLimits, Win
 from domain.quota.view import view
 from eventstore.store import Store
 from eventstore.writer import Item, Options, Request
-from projections.quotas import QuotaReader
+from projections.readers import Readers
 
 ACME = UUID("7e7a7e57-0000-4000-8000-00000000ac3e")
 METER, SUBJECT = "tokens", "azure"
@@ -208,16 +208,16 @@ async def test_the_read_model_says_the_same_and_the_deadlines_worker_expires_not
     sums = totals_by_month(look_alike)
     async with opened(database_dsn) as store, following(database_dsn, store):
         await import_usage(store, options(look_alike, in_flight=50))
-        reader = await QuotaReader.open(database_dsn)
+        readers = await Readers.open(database_dsn)
         position = store.writer(ACME).stats.events
         found = {}
         for month in sums:
             at = datetime.fromisoformat(f"{month}-28").replace(tzinfo=UTC)
-            seen = await reader.get(ACME, SUBJECT, METER, at, min_position=position, timeout_seconds=30)
+            seen = await readers.quotas.get(ACME, SUBJECT, METER, at, min_position=position, timeout_seconds=30)
             assert seen is not None
             assert (seen.reserved, seen.open_reservations, seen.used) == (0, 0, sums.total())
             found[month] = seen.limits[0].used
-        await reader.close()
+        await readers.close()
 
     assert found == sums
     assert Counter(type_ for _, _, _, type_, _ in log(database_dsn)) == {"quota.reserved": 1_500, "quota.committed": 1_500}
