@@ -49,7 +49,16 @@ class Group:
 
 
 _GROUPS: list[Group] = []
-_MODULES = ("bench.store_rows", "bench.history_rows", "bench.http_rows", "bench.view_rows")
+_MODULES = (
+    "bench.store_rows",
+    "bench.history_rows",
+    "bench.http_rows",
+    "bench.view_rows",
+    "bench.beside_rows",
+    "bench.nats_rows",
+    "bench.audit_rows",
+    "bench.rebuild_rows",
+)
 
 
 def rows(*rows: Row) -> Callable[[Measure], Measure]:

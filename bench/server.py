@@ -24,7 +24,7 @@ from api.edge import ask
 from api.routes.usage import ReserveCommand
 
 NOTHING = "/bench/nothing"
-_PROJECT = str(Path(__file__).parents[1])
+PROJECT = str(Path(__file__).parents[1])
 
 
 async def nothing(request: Request) -> Response:
@@ -47,13 +47,17 @@ def _with_nothing(*arguments: Any, **named: Any) -> FastAPI:
     return app
 
 
+def surroundings(dsn: str) -> dict[str, str]:
+    """The environment of a process of ours on that database; nothing of this machine's settings reaches it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HOLDBOOK_")}
+    return environment | {"HOLDBOOK_DATABASE_URL": dsn, "HOLDBOOK_PORT": "0", "HOLDBOOK_LOG_LEVEL": "warning", "PYTHONPATH": PROJECT}
+
+
 @contextmanager
 def running(dsn: str, how: Literal["serve", "up"]) -> Iterator[int]:
     """A server on a prepared store; yields the port it listens on. It drains in the end, as on SIGTERM."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HOLDBOOK_")}
-    environment |= {"HOLDBOOK_DATABASE_URL": dsn, "HOLDBOOK_PORT": "0", "HOLDBOOK_LOG_LEVEL": "warning", "PYTHONPATH": _PROJECT}
     arguments = [sys.executable, "-m", "bench.server", how]
-    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(arguments, env=surroundings(dsn), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:
