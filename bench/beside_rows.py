@@ -97,7 +97,7 @@ async def long_readers(stage: Stage) -> Sequence[Measured]:
                 dumped = await drive(seconds)
             alone.append(await drive(seconds))
     while_held, while_dumped = ratio([held], alone[:2]), ratio([dumped], alone[1:])
-    return [while_held, Measured(while_dumped.ratio, {**while_dumped.detail, "dumps": len(dumps)})]
+    return [while_held, Measured(while_dumped.ratio, {**while_dumped.detail, "dumps_ended": sum(dumps)})]
 
 
 @asynccontextmanager
@@ -110,9 +110,9 @@ async def _snapshot(dsn: str) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _dumping(dsn: str) -> AsyncIterator[list[int]]:
+async def _dumping(dsn: str) -> AsyncIterator[list[bool]]:
     """One pg_dump after the other, at the least priority, as a backup would be."""
-    ended: list[int] = []
+    ended: list[bool] = []
     stop = asyncio.Event()
 
     async def dump() -> None:
@@ -126,11 +126,11 @@ async def _dumping(dsn: str) -> AsyncIterator[list[int]]:
             asked = asyncio.create_task(stop.wait())
             await asyncio.wait([asked, ending := asyncio.create_task(process.wait())], return_when=asyncio.FIRST_COMPLETED)
             asked.cancel()
-            if not ending.done():
+            ended.append(ended_by_itself := ending.done())
+            if not ended_by_itself:
                 process.terminate()
-            ended.append(await ending)
-            if ended[-1] > 0:
-                raise RuntimeError(f"pg_dump ended with {ended[-1]}")
+            if await ending and ended_by_itself:
+                raise RuntimeError(f"pg_dump ended with {process.returncode}")
 
     task = asyncio.create_task(dump())
     try:

@@ -33,7 +33,7 @@ async def copied(
 
 
 def _arrived(connection: PGconn, parse: Callable[[Any], Row | None], at_most: int) -> PQGen[tuple[list[Row], bool]]:
-    """At least one row, unless there are no more, and what else is here already; and whether that was the end."""
+    """So many rows, or all that there are; and whether that was the end."""
     rows: list[Row] = []
     add, get = rows.append, connection.get_copy_data
     while len(rows) < at_most:
@@ -44,8 +44,6 @@ def _arrived(connection: PGconn, parse: Callable[[Any], Row | None], at_most: in
                 return rows, True
             add(row)
         elif size == 0:
-            if rows:
-                break
             yield Wait.R
             connection.consume_input()
         else:  # the server ended the COPY without a trailer: it failed, and the result says how

@@ -19,7 +19,6 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
 from eventstore.codec import Codec
-from eventstore.errors import CorruptLog
 from projections import skips
 from projections.consumer import Connection, Projection, Recorded
 from projections.copying import Rows, ahead
@@ -145,17 +144,23 @@ class Builder:
         cursor.skips = await skips.skipped(self._conn, cursor.partition, self._consumer.name, self._consumer.version)
         try:
             if isinstance(self._consumer, Gathers):
-                await self._gather(cursor, target, self._consumer)
+                # A process that has nothing else to do leaves no garbage that only the collector finds.
+                with collector_rests if self.effort.share == 1 else nullcontext():
+                    await self._gather(cursor, target, self._consumer)
                 return
-        except (psycopg.OperationalError, CorruptLog):
+        except psycopg.OperationalError:
             raise
-        except Exception as error:  # somewhere in the range; event by event it will be found
-            log.info(
-                "projection.build_looks_closer", projection=self._consumer.name, partition=cursor.partition, error=type(error).__name__
-            )
+        except Exception as error:
             if self._conn.info.transaction_status is not TransactionStatus.IDLE:
                 await self._conn.execute("rollback")
             self._consumer.forget()
+            began = cursor.position
+            await self._take_checkpoints()
+            if cursor.position != began:  # what the tables said was another builder's, who was first
+                self._advanced(cursor.position - began)
+                return
+            name, partition = self._consumer.name, cursor.partition
+            log.info("projection.build_looks_closer", projection=name, partition=partition, error=type(error).__name__)
             target = min(target, cursor.position + self.effort.gathered_events)
         await self._collect(cursor, target)
 
@@ -172,13 +177,11 @@ class Builder:
         async with self._ahead(cursor, target) as chunks:
             since = time.monotonic()
             async for rows in chunks:
-                with collector_rests:
-                    await gathered.take(self._conn, skips.without(rows, cursor.skips))
+                await gathered.take(self._conn, skips.without(rows, cursor.skips))
                 events, last = events + len(rows), rows[-1]
                 full = events >= self.effort.gathered_events or gathered.streams >= self.effort.gathered_streams
                 if full or last.position == target:
-                    with collector_rests:
-                        await self._feeder.move(self._conn, cursor, last, events, partial(gathered.write, self._conn))
+                    await self._feeder.move(self._conn, cursor, last, events, partial(gathered.write, self._conn))
                     if cursor.position != last.position:
                         return
                     self._advanced(events)

@@ -17,7 +17,7 @@ TYPES = ("int8", "uuid", "text", "int8", "text", "timestamptz", "text", "uuid", 
 _RANGE = f"select {RECORDED} from event where partition = {{}} and position > {{}} and position <= {{}} order by position"
 _RANGE_EVENTS = 50_000
 """Rows read by one statement: no snapshot is held for longer than they are needed."""
-_AHEAD = 32
+_AHEAD = 8
 """Chunks that may wait."""
 
 Rows = list[Recorded]

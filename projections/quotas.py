@@ -53,6 +53,9 @@ NAME = MODEL.name
 VERSION = 1
 
 
+_evolve = QUOTA.evolve
+
+
 class Held(NamedTuple):
     """A state in memory that is as the tables have it."""
 
@@ -94,7 +97,7 @@ class _Fold:
                 self._touch(event.reservation_id, seconds)
         elif (kind is Consumed or kind is Adjusted) and seconds is not None:
             seconds.add(epoch_second(event.at))
-        self.state = QUOTA.evolve(self.state, event)
+        self.state = _evolve(self.state, event)
         if kind is LimitsSet or kind is Granted:  # either may begin a quota
             self.state = bare(self.state)
         if kind is LimitsSet:
@@ -186,9 +189,15 @@ class Quotas:
         """See :class:`projections.gathering.Gathers`."""
         return Batch(self, partition)
 
-    def held(self, partition: int, stream: str) -> Held | None:
-        """The state in memory, if it is there. Another follower may have gone on since."""
-        return self._cache.get((partition, stream))
+    def take_out(self, partition: int, stream: str) -> Held | None:
+        """The state in memory, if it is there; it is not any more. Another follower may have gone on since.
+
+        Were it kept while later states are made of it, its maps would hold on to every version in between.
+        """
+        held = self._cache.pop((partition, stream), None)
+        if held is not None:
+            self._weight -= held.weight
+        return held
 
     async def load(self, conn: Connection, partition: int, streams: list[str]) -> dict[str, tuple[int, State]]:
         """The states as the tables have them, with their versions."""
@@ -260,16 +269,17 @@ class Batch:
         await self._begin(conn, rows, gone.silent)
         folds, decode = self._folds, self._consumer.decode
         for start in range(0, len(rows), _CHUNK):
-            for row in rows[start : start + _CHUNK]:
-                fold = folds.get(row.stream)
+            # Unpacked, because this runs once for every event, and looking fields up by name takes longer than all of this.
+            for position, _, stream, version, kind, _, payload, _, _, _, _, _ in rows[start : start + _CHUNK]:
+                fold = folds.get(stream)
                 if fold is None:
                     continue
                 wanted = fold.version + 1 if fold.begun else 1
-                if row.version != wanted:
-                    raise CorruptLog(f"Stream {row.stream} goes to version {row.version} where {wanted} was to come.")
-                fold.version, fold.position = wanted, row.position
-                if row.type != SKIPPED:
-                    fold.take(decode(row.type, row.payload))
+                if version != wanted:
+                    raise CorruptLog(f"Stream {stream} goes to version {version} where {wanted} was to come.")
+                fold.version, fold.position = wanted, position
+                if kind != SKIPPED:
+                    fold.take(decode(kind, payload))
             await asyncio.sleep(0)
         if gone.ending:
             self._ended += gone.ending
@@ -277,13 +287,17 @@ class Batch:
 
     async def _begin(self, conn: Connection, rows: Sequence[Recorded], silent: Collection[UUID]) -> None:
         """Have the states that these rows go on from, out of memory or else out of the tables."""
-        folds, held_by = self._folds, self._consumer.held
+        folds, take_out = self._folds, self._consumer.take_out
         missing: dict[str, UUID] = {}
-        for row in rows:
+        new = {row.stream for row in rows}.difference(folds)
+        for row in rows if new else ():
             stream = row.stream
-            if stream in folds or stream in missing or not stream.startswith("quota-") or (silent and row.tenant_id in silent):
+            if stream not in new:
                 continue
-            held = held_by(self._partition, stream)
+            new.remove(stream)  # its first event has been come to
+            if not stream.startswith("quota-") or (silent and row.tenant_id in silent):
+                continue
+            held = take_out(self._partition, stream)
             if row.version == 1:
                 folds[stream] = _Fold(row.tenant_id, 0, QUOTA.initial)
             elif held is not None and held.version == row.version - 1:

@@ -32,9 +32,9 @@ def start(world: BusWorld, servers: Servers, tmp_path: Path) -> Iterator[Start]:
     """Starts publishers in processes of their own; none outlives the test."""
     started: list[PublisherProcess] = []
 
-    def starter(**plan: Any) -> PublisherProcess:
-        options = {"url": servers.url, **SHORT}
-        started.append(PublisherProcess(tmp_path, f"publisher{len(started)}", world.dsn, options, **plan))
+    def starter(options: dict[str, Any], **plan: Any) -> PublisherProcess:
+        given = {"url": servers.url, **options}
+        started.append(PublisherProcess(tmp_path, f"publisher{len(started)}", world.dsn, given, **plan))
         return started[-1]
 
     yield starter
@@ -56,16 +56,20 @@ async def test_the_stream_equals_the_log(world: BusWorld, servers: Servers) -> N
     assert (first.body["sequence"], first.body["epoch"], first.body["partition"]) == ("1", 0, first.partition)
 
 
+@pytest.mark.parametrize("window_seconds", [0.1, 100.0], ids=["long after", "soon after"])
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_publisher_killed_at_a_named_point_leaves_nothing_out_and_nothing_twice(
-    world: BusWorld, servers: Servers, start: Start, point: str
+    world: BusWorld, servers: Servers, start: Start, point: str, window_seconds: float
 ) -> None:
+    """The next one comes when no message id is remembered any more, or while all are."""
+    options = {"batch_events": 40, "duplicates_seconds": window_seconds}
     await world.fill(200)
-    killed = start(point=point, turn=3, signal=int(signal.SIGKILL))
+    killed = start(options, point=point, turn=3, signal=int(signal.SIGKILL))
     await asyncio.to_thread(killed.wait_until_met)
     assert await asyncio.to_thread(killed.process.wait) == -signal.SIGKILL
-    await asyncio.sleep(2.5 * SHORT["duplicates_seconds"])  # no message id is remembered any more
-    async with running(world.dsn, servers, **SHORT) as publisher:
+    if window_seconds < 1:
+        await asyncio.sleep(2.5 * window_seconds)
+    async with running(world.dsn, servers, **options) as publisher:
         await caught_up(publisher, world)
     assert_equal(await everything(servers.url), world.logs())
 
@@ -75,7 +79,7 @@ async def test_a_publisher_that_wakes_up_after_another_took_over_changes_nothing
     world: BusWorld, servers: Servers, start: Start, point: str
 ) -> None:
     await world.fill(200)
-    paused = start(point=point, turn=3, signal=int(signal.SIGSTOP))
+    paused = start(SHORT, point=point, turn=3, signal=int(signal.SIGSTOP))
     await asyncio.to_thread(paused.wait_until_met)
     async with running(world.dsn, servers, **SHORT) as publisher:
         await caught_up(publisher, world)

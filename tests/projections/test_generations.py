@@ -7,14 +7,19 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from domain.access import TENANT, CreateTenant, DeleteTenant, tenant_stream
+from domain.kernel.decider import Command, Event
 from domain.quota import Reserved
 from eventstore.codec import Codec
 from eventstore.errors import CorruptLog
+from eventstore.pruning import prune
+from eventstore.requests import Item, Request
 from projections import comparing, generations, quotas, rebuilding, schema, switching
 from projections.building import Builder, CannotBuild, Effort
 from projections.consumer import Connection, Projection, ProjectionBehind, Recorded
@@ -27,7 +32,7 @@ from projections.renewing import Renewal
 from tests.projections.conftest import CODEC, LIMITS, QUICK, Ledger, administer, caught_up, count_events, dump, follow, until
 
 SUBJECTS = ("anna", "boris", "vera")
-SMALL = Effort(range_events=40, chunk=7)
+SMALL = Effort(range_events=40, gathered_events=40, gathered_streams=3, chunk=7)
 """Many ranges, so that every way through a range's end is taken."""
 NEXT = replace(PROJECTION, version=PROJECTION.version + 1)
 """The same fold under a newer version."""
@@ -400,11 +405,17 @@ async def test_a_builder_whose_generation_was_dropped_says_so(ledger: Ledger) ->
 async def test_an_event_that_the_fold_cannot_bear_stops_the_build_there(ledger: Ledger) -> None:
     await ledger.traffic(Random(13), 200, SUBJECTS)
 
+    ((poison,),) = administer(ledger, "select payload::text from event where partition = %s and position = 133", (ledger.partition,))
+
     class Picky(Quotas):
-        async def apply(self, conn: Connection, partition: int, rows: Sequence[Recorded]) -> Callable[[], None]:
-            if any(row.position == 133 for row in rows):
+        def __init__(self, codec: Codec, generation: int) -> None:
+            super().__init__(codec, generation)
+            self.decode = self.taste
+
+        def taste(self, stored: str, payload: str) -> Event:
+            if payload == poison:
                 raise ValueError("no taste for it")
-            return await super().apply(conn, partition, rows)
+            return CODEC.decode(stored, payload)
 
     picky = replace(NEXT, consumer=Picky)
     with capture_logs(), pytest.raises(CannotBuild, match="Position 133 "):
@@ -467,6 +478,35 @@ async def test_a_live_generation_that_nobody_feeds_is_caught_up_with_but_not_wai
     assert list(outcome.apart) == [ledger.partition]
     await follow(ledger)
     assert (await renewed(ledger)).switched
+
+
+async def of_tenant(ledger: Ledger, command: Command) -> None:
+    item = Item(TENANT, tenant_stream(ledger.tenant), command)
+    await ledger.store.submit(Request(ledger.tenant, uuid4(), (item,), b"f", occurred_at=ledger.now))
+
+
+@pytest.mark.parametrize("effort", [SMALL, Effort(chunk=5)])
+async def test_a_tenant_that_was_deleted_is_in_no_generation(ledger: Ledger, effort: Effort) -> None:
+    """Deleted in the middle of what is folded at once, with another tenant's events before and behind, pruned and not yet pruned."""
+    gone = Ledger(ledger.dsn, ledger.store, uuid4())
+    while gone.partition != ledger.partition:
+        gone.tenant = uuid4()
+    await of_tenant(gone, CreateTenant(tenant_id=gone.tenant, name="Gone", zone="UTC"))
+    for seed in range(3):
+        await ledger.traffic(Random(seed), 40, SUBJECTS)
+        await gone.traffic(Random(seed + 50), 40, SUBJECTS)
+    await follow(ledger)
+    await of_tenant(gone, DeleteTenant(tenant_id=gone.tenant))
+    await ledger.traffic(Random(9), 40, SUBJECTS)
+    await follow(ledger)
+
+    before = await prove(ledger.dsn, PROJECTION, CODEC, by="test", effort=effort)
+    assert prune(ledger.dsn, gone.tenant) > 50
+    after = await prove(ledger.dsn, PROJECTION, CODEC, by="test", effort=effort)
+
+    assert before.equal
+    assert after.equal
+    assert administer(ledger, "select distinct tenant_id from quota_1") == [(ledger.tenant,)]
 
 
 async def test_what_answers_cannot_be_dropped_and_what_is_old_can(ledger: Ledger) -> None:

@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from domain.catalog import DECIDERS
 from eventstore.codec import Codec
 from projections import generations, rebuilding, switching
 from projections.building import Effort
-from projections.consumer import Connection, Recorded
-from projections.quotas import PROJECTION, Quotas
+from projections.consumer import Connection
+from projections.quotas import PROJECTION, Batch
 
 ROOT = Path(__file__).parents[2]
 POINTS = ("begun", "applied", "committed", "comparing", "indexed", "switching", "registered", "switched", "dropping")
@@ -46,10 +46,10 @@ def dies(turn: int) -> Callable[[], None]:
 def die_in(point: str, die: Callable[[], None]) -> None:
     """Have the process come by ``die`` at that point."""
     if point in ("applied", "committed"):
-        apply = Quotas.apply
+        write = Batch.write
 
-        async def applied(self: Quotas, conn: Connection, partition: int, rows: Sequence[Recorded]) -> Callable[[], None]:
-            after = await apply(self, conn, partition, rows)
+        async def applied(self: Batch, conn: Connection) -> Callable[[], None]:
+            after = await write(self, conn)
             if point == "applied":
                 await (await conn.execute("select")).fetchall()  # so that the server has done all that was sent before
                 die()
@@ -61,7 +61,7 @@ def die_in(point: str, die: Callable[[], None]) -> None:
 
             return committed
 
-        Quotas.apply = applied  # type: ignore[method-assign]  # as it is from here on
+        Batch.write = applied  # type: ignore[method-assign]  # as it is from here on
         return
     places: dict[str, tuple[Any, str, bool]] = {
         "begun": (generations, "begin", False),
@@ -106,7 +106,8 @@ def dying(function: Callable[..., Any], die: Callable[[], None], *, before: bool
 async def main(plan: dict[str, Any]) -> None:
     if plan.get("point"):
         die_in(plan["point"], dies(plan.get("turn", 1)))
-    effort = Effort(range_events=plan.get("range_events", 50), chunk=20)
+    events = plan.get("range_events", 50)
+    effort = Effort(range_events=events, gathered_events=events, chunk=20)
     work: Callable[..., Any] = rebuilding.prove if plan.get("prove") else rebuilding.rebuild
     more = {} if plan.get("prove") else {"linger_seconds": 0}
     outcome = await work(plan["dsn"], PROJECTION, Codec(DECIDERS), by="test", effort=effort, **more)

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import nats
+from nats.aio.client import Client
+
+from adapters.nats.server import _die_with_parent
 
 BINARY = Path(sys.executable).parent / "nats-server"
 PATIENCE = 30.0
@@ -54,7 +57,13 @@ class Node:
 
     def start(self) -> None:
         with open(self.directory / "log", "ab") as log:
-            self.process = subprocess.Popen([BINARY, "-c", str(self.config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                [BINARY, "-c", str(self.config)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # one prctl: takes no lock, allocates nothing
+            )
 
     def ready(self) -> None:
         """Wait until it accepts connections."""
@@ -126,7 +135,9 @@ async def ask(url: str, subject: str, body: dict[str, Any]) -> dict[str, Any]:
     while True:
         for each in url.split(","):
             try:
-                client = await nats.connect(each, allow_reconnect=False, connect_timeout=1, error_cb=_quiet)
+                client = await nats.connect(
+                    each, allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0, connect_timeout=1, error_cb=_quiet
+                )
             except (OSError, nats.errors.Error, TimeoutError):
                 continue
             try:
@@ -171,20 +182,28 @@ class Kept:
 
 
 async def everything(url: str, stream: str = "HOLDBOOK") -> list[Kept]:
-    """The whole stream, in its order, read by nats-py's own means."""
+    """The whole stream, in its order, read by nats-py's own means; once more when a cluster was not ready to be read."""
     last = (await ask(url, f"STREAM.INFO.{stream}", {}))["state"]["last_seq"]
-    client = await nats.connect(url.split(","), error_cb=_quiet)
-    try:
-        sub = await client.jetstream().subscribe("holdbook.events.>", stream=stream, ordered_consumer=True)
-        found: list[Kept] = []
-        while last:
-            message = await sub.next_msg(timeout=PATIENCE)
-            found.append(Kept(message.subject, dict(message.headers or {}), message.data))
-            if message.metadata.sequence.stream >= last:
-                break
-        return found
-    finally:
-        await client.close()
+    deadline = time.monotonic() + 2 * PATIENCE
+    while True:
+        client = await nats.connect(url.split(","), error_cb=_quiet)
+        try:
+            return await _read(client, stream, last)
+        except (nats.errors.Error, TimeoutError):
+            assert time.monotonic() < deadline, "the stream cannot be read"
+        finally:
+            await client.close()
+
+
+async def _read(client: Client, stream: str, last: int) -> list[Kept]:
+    sub = await client.jetstream().subscribe("holdbook.events.>", stream=stream, ordered_consumer=True)
+    found: list[Kept] = []
+    while last:
+        message = await sub.next_msg(timeout=10)
+        found.append(Kept(message.subject, dict(message.headers or {}), message.data))
+        if message.metadata.sequence.stream >= last:
+            break
+    return found
 
 
 def of_partition(kept: Sequence[Kept], partition: int) -> list[Kept]:
