@@ -16,7 +16,7 @@ from api.server import collect_less_often
 from bench import member
 from bench.rows import Measured, Row, rows
 from bench.stage import Helper, Stage
-from bench.store_rows import opened, rates
+from bench.store_rows import opened, ratio
 from bench.traffic import Traffic
 from domain.catalog import DECIDERS
 from eventstore.codec import Codec
@@ -50,9 +50,8 @@ async def rebuilt(stage: Stage) -> Sequence[Measured]:
         stage.say("memory")
         with Helper() as helper:
             quarter, whole = await helper.call(peak_memory, dsn, max(1, events // _PARTS))
-    best = Measured(max(built) / max(read), {"ours": rates(built), "theirs": rates(read)})
     kilobytes = {"ours": {"median": quarter, "unit": " KB"}, "theirs": {"median": whole, "unit": " KB"}}
-    return [best, Measured(quarter / whole, kilobytes)]
+    return [ratio(built, read), Measured(quarter / whole, kilobytes)]
 
 
 async def _fill(dsn: str, events: int) -> None:

@@ -1,7 +1,7 @@
 """A quota's state without what only deciding needs: which reservations ended, and when open ones expire.
 
-No row of the read model depends on either, and keeping both current costs a third of folding an event (measured: 9.3 us with them,
-6.1 us without).
+No row of the read model depends on either, and keeping both current costs a quarter of what evolve takes (measured: 4.3 us for
+an event with them, 3.3 us without).
 """
 
 from __future__ import annotations

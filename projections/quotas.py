@@ -281,9 +281,7 @@ class Batch:
                 if kind != SKIPPED:
                     fold.take(decode(kind, payload))
             await asyncio.sleep(0)
-        if gone.ending:
-            self._ended += gone.ending
-            self._folds = {stream: fold for stream, fold in folds.items() if fold.tenant_id not in gone.ending}
+        self._ended += gone.ending  # what is written of them goes right after
 
     async def _begin(self, conn: Connection, rows: Sequence[Recorded], silent: Collection[UUID]) -> None:
         """Have the states that these rows go on from, out of memory or else out of the tables."""

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -32,6 +33,7 @@ def lines() -> Iterator[Any]:
     root = logging.getLogger()
     before = root.handlers[:], root.level
     logs.configure(Settings(log_level="debug"))
+    _as_configured_now()
     written = io.StringIO()
     handler = root.handlers[0]
     assert isinstance(handler, logging.StreamHandler)
@@ -39,6 +41,14 @@ def lines() -> Iterator[Any]:
     yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
     root.handlers[:], root.level = before
     structlog.reset_defaults()
+    _as_configured_now()
+
+
+def _as_configured_now() -> None:
+    """A module's logger stays as it was when it was first used, maybe by a test of the command line in this very process."""
+    for module in list(sys.modules.values()):
+        if isinstance(log := vars(module).get("log"), structlog._config.BoundLoggerLazyProxy):
+            vars(log).pop("bind", None)
 
 
 async def test_every_answer_says_which_request_it_answers(site: Site) -> None:

@@ -17,6 +17,7 @@ from eventstore import verifying
 from eventstore.codec import Codec
 from eventstore.pruning import prune
 from eventstore.requests import Item, Options, Request
+from eventstore.rows import COLUMNS, Row, leaf_hash, microseconds
 from eventstore.store import Store, partition_of
 
 PARTITIONS = 64
@@ -167,6 +168,27 @@ async def test_pruned_rows_are_right_where_their_tenant_was_deleted(database_dsn
         database_dsn, "update event set type = 'quota.reserved', leaf = null, salt = hash where partition = {p} and position = 5", partition
     )
     assert any("position 5" in each for each in await said(database_dsn, partition))
+
+
+async def test_a_row_that_was_pruned_without_a_deletion_is_found(database_dsn: str, tenant: UUID) -> None:
+    """Its leaf is right, so the chain holds."""
+    partition = partition_of(tenant, PARTITIONS)
+    columns = ", ".join(COLUMNS).replace("payload, reply", "payload::text, reply::text")
+    query = f"select {columns} from event where position = 60 and partition = %s"
+    with psycopg.connect(database_dsn, autocommit=True) as conn:
+        (found,) = conn.execute(query.encode(), (partition,)).fetchall()
+        row = Row._make(found)
+        leaf = leaf_hash(partition, *row[:7], microseconds(row.recorded_at), *row[8:15])
+        conn.execute(
+            "update event set leaf = %s, type = 'log.pruned', stream = 'pruned-60', version = 1, payload = 'null', reply = null, "
+            "fingerprint = null, actor = null, salt = %s where partition = %s and position = 60",
+            (leaf, bytes(16), partition),
+        )
+
+    async with connected(database_dsn) as conn_:
+        wrong = await verifying.chain(conn_, partition, PARTITIONS, 60)
+
+    assert wrong == ["position 60 was pruned and its tenant is not deleted"]
 
 
 async def test_a_tenant_in_the_wrong_partition_is_found(database_dsn: str, tenant: UUID) -> None:

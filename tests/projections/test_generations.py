@@ -22,7 +22,7 @@ from eventstore.pruning import prune
 from eventstore.requests import Item, Request
 from projections import comparing, generations, quotas, rebuilding, schema, switching
 from projections.building import Builder, CannotBuild, Effort
-from projections.consumer import Connection, Projection, ProjectionBehind, Recorded
+from projections.consumer import Connection, Consumer, Projection, ProjectionBehind, Recorded
 from projections.follower import Follower
 from projections.generations import CannotDrop, Generation, Roster, all_generations
 from projections.quota_queries import QuotaReader
@@ -48,10 +48,20 @@ def answering(ledger: Ledger, name: str = "quotas") -> tuple[Any, ...]:
     return row
 
 
+class Asked(Roster):
+    """Counts how often it was."""
+
+    times = 0
+
+    async def __call__(self, conn: Connection) -> Sequence[Consumer]:
+        self.times += 1
+        return await super().__call__(conn)
+
+
 @asynccontextmanager
 async def fed(ledger: Ledger, *projections: Projection) -> AsyncIterator[Follower]:
     """A running follower with the roster of a program that has these read models."""
-    roster = Roster(CODEC, {each.name: each for each in projections or (PROJECTION,)})
+    roster = Asked(CODEC, {each.name: each for each in projections or (PROJECTION,)})
     follower = Follower(ledger.dsn, range(ledger.store.partitions), roster, None, QUICK)
     task = asyncio.create_task(follower.run())
     try:
@@ -299,10 +309,14 @@ async def test_a_newer_fold_is_built_by_the_worker_and_an_older_program_reads_on
     service.stop()
     await running
     newest = dump(ledger, 2)
+    await ledger.traffic(Random(9), 50, SUBJECTS)
 
     with capture_logs() as logs:
         async with fed(ledger) as older:
             await until(lambda: older.health().trouble is None)
+            roster = older._roster
+            assert isinstance(roster, Asked)
+            await until(lambda: roster.times > 2)
             assert await reader.list(ledger.tenant, ledger.now)
             assert older.progress.events == 0
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["projection.not_fed"]
@@ -316,12 +330,22 @@ async def test_a_newer_fold_is_built_by_the_worker_and_an_older_program_reads_on
 
 async def test_an_older_service_builds_nothing(ledger: Ledger) -> None:
     await renewed(ledger, NEXT, compare=False)
-    service = Renewal(ledger.dsn, CODEC, {"quotas": PROJECTION}, every_seconds=0.01)
-    running = asyncio.create_task(service.run())
-    await asyncio.sleep(0.3)
-    service.stop()
-    await running
+    looked = 0
 
+    class Counted(Renewal):
+        async def _renew(self, projection: Projection) -> None:
+            nonlocal looked
+            await super()._renew(projection)
+            looked += 1
+
+    service = Counted(ledger.dsn, CODEC, {"quotas": PROJECTION}, every_seconds=0.01)
+    with capture_logs() as logs:
+        running = asyncio.create_task(service.run())
+        await until(lambda: looked > 1)
+        service.stop()
+        await running
+
+    assert logs == []
     assert known(ledger) == {1: "old", 2: "current"}
 
 
@@ -549,15 +573,15 @@ async def test_a_query_whose_generation_is_switched_and_dropped_under_it_is_answ
 
 async def test_a_drop_waits_for_a_query_under_way(ledger: Ledger) -> None:
     await ledger.set_limits("anna", *LIMITS)
+    await follow(ledger)
     await renewed(ledger)
     with psycopg.connect(ledger.dsn) as conn:
-        conn.execute("select count(*) from quota_1")
+        conn.execute("select count(*) from quota_second_1")
         dropping = asyncio.create_task(asyncio.to_thread(generations.drop, ledger.dsn, "quotas", 1))
         await asyncio.sleep(0.5)
         assert not dropping.done()
-        assert conn.execute("select count(*) from quota_reservation_1").fetchone() == (0,), (
-            "the query finds the tables it has not come to yet"
-        )
+        found = conn.execute("select count(*) from quota_1").fetchone()
+        assert found == (1,), "the query finds the tables it has not come to yet"
         conn.rollback()
     await dropping
 
@@ -573,6 +597,23 @@ async def test_a_switch_to_a_generation_that_is_behind_is_refused(ledger: Ledger
         with pytest.raises(switching.Behind):
             await switching.switch(ledger.dsn, builder, PROJECTION)
     assert answering(ledger) == (1, 1)
+
+
+async def test_what_answers_is_held_while_the_registry_changes(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a follower might bring it further than the one that is to follow it."""
+    await ledger.traffic(Random(19), 60, SUBJECTS)
+    await follow(ledger)
+    register = switching._register
+    move = "set lock_timeout = '100ms'; update checkpoint set position = position where consumer = 'quotas' and generation = 1"
+
+    async def watched(*args: Any) -> None:
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await asyncio.to_thread(administer, ledger, move)
+        await register(*args)
+
+    monkeypatch.setattr(switching, "_register", watched)
+
+    assert (await renewed(ledger)).switched
 
 
 def test_a_generation_says_whose_fold_it_is() -> None:
