@@ -116,26 +116,26 @@ async def following(dsn: str, store: Store, metrics: Metrics | None = None, sett
     from projections.tasks import Tasks
     from projections.webhooks import Webhooks
 
-    outgoing = await open_outgoing(dsn, store, settings or Settings())
-    reactors = Reactors(PROCESSES, store, dsn)
-    tasks = Tasks(dsn, range(store.partitions), [outgoing.handler, *reactors.handlers], at_once=64)
-    await asyncio.to_thread(schema.create, dsn)
-    consumers: list[Consumer] = [Webhooks(store.codec, tasks.wake), *reactors.consumers(tasks.wake)]
-    follower = Follower(dsn, range(store.partitions), Roster(store.codec, others=consumers), store.waker)
-    finder, deadlines = await DueReader.open(dsn), await DeadlineReader.open(dsn, store.codec)
-    scheduler = Scheduler(store, [Reservations(finder.due), deadlines], deadlines.now)
-    services: list[Service] = [Listener(dsn, store.wakers), follower, scheduler, tasks, outgoing, Renewal(dsn, store.codec)]
-    services += publishers(dsn, store, settings or Settings())
-    if metrics is not None:
-        metrics.register_all([*services, reactors])
-    try:
-        async with running(services):
-            yield follower
-    finally:
-        await finder.close()
-        await deadlines.close()
-        await reactors.close()
-        await outgoing.close()
+    async with contextlib.AsyncExitStack() as stack:
+        outgoing = await open_outgoing(dsn, store, settings or Settings())
+        stack.push_async_callback(outgoing.close)
+        reactors = Reactors(PROCESSES, store, dsn)
+        stack.push_async_callback(reactors.close)
+        tasks = Tasks(dsn, range(store.partitions), [outgoing.handler, *reactors.handlers], at_once=64)
+        await asyncio.to_thread(schema.create, dsn)
+        consumers: list[Consumer] = [Webhooks(store.codec, tasks.wake), *reactors.consumers(tasks.wake)]
+        follower = Follower(dsn, range(store.partitions), Roster(store.codec, others=consumers), store.waker)
+        finder = await DueReader.open(dsn)
+        stack.push_async_callback(finder.close)
+        deadlines = await DeadlineReader.open(dsn, store.codec)
+        stack.push_async_callback(deadlines.close)
+        scheduler = Scheduler(store, [Reservations(finder.due), deadlines], deadlines.now)
+        services: list[Service] = [Listener(dsn, store.wakers), follower, scheduler, tasks, outgoing, Renewal(dsn, store.codec)]
+        services += publishers(dsn, store, settings or Settings())
+        if metrics is not None:
+            metrics.register_all([*services, reactors])
+        await stack.enter_async_context(running(services))
+        yield follower
 
 
 @asynccontextmanager
