@@ -145,9 +145,15 @@ class Work:
         salts = os.urandom(16 * len(encoded))
         told: str | None = reply
         fingerprint: bytes | None = request.fingerprint
-        for ordinal, (stream, version, type_, payload) in enumerate(encoded):
-            self._append(request, stream, version, ordinal, type_, payload, told, fingerprint, salts[16 * ordinal : 16 * ordinal + 16])
-            told = fingerprint = None  # only the first event of a command carries them
+        before = len(self.rows), self.position, self.digest
+        try:
+            for ordinal, (stream, version, type_, payload) in enumerate(encoded):
+                self._append(request, stream, version, ordinal, type_, payload, told, fingerprint, salts[16 * ordinal : 16 * ordinal + 16])
+                told = fingerprint = None  # only the first event of a command carries them
+        except BaseException:
+            count, self.position, self.digest = before
+            del self.rows[count:]  # or half a command would be recorded
+            raise
 
     def _append(
         self,

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 
-from eventstore import writer
+from eventstore import deciding, writer
 from eventstore.postgres import PostgresBatch
-from eventstore.rows import Row
+from eventstore.rows import Row, leaf_hash
 from eventstore.store import Store
 from eventstore.writer import Outcome, Request
 from tests.support.till import Break, Open, Take
@@ -124,6 +125,24 @@ async def test_a_decider_that_fails_after_rows_were_sent_fails_alone(world: Worl
 
     assert [number for number, answer in enumerate(answers) if isinstance(answer, BaseException)] == [30]
     assert len(world.rows()) == 60
+    assert broken(world) is None
+
+
+async def test_a_command_whose_second_row_cannot_be_made_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*columns: Any) -> bytes:
+        if "bad+" in columns[12]:
+            raise ValueError("no such row")
+        return leaf_hash(*columns)
+
+    monkeypatch.setattr(deciding, "leaf_hash", fails)
+    store = await world.open()
+    await store.submit(ask((HOT, Open(room=100))))
+    requests = [ask((HOT, Take(take_id="bad" if number == 2 else str(number), twice=True))) for number in range(5)]
+    answers = await asyncio.gather(*(store.submit(request) for request in requests), return_exceptions=True)
+
+    assert [number for number, answer in enumerate(answers) if isinstance(answer, ValueError)] == [2]
+    assert len(world.rows()) == 1 + 2 * 4
+    assert not any("bad" in row.payload for row in world.rows())
     assert broken(world) is None
 
 
