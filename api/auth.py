@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from api.problems import Problem
-from domain.access import SERVICE_ACCOUNT, TENANT, DeletedTenant, ServiceAccount, service_account_stream, tenant_stream
+from domain.identity.service_accounts import SERVICE_ACCOUNT, ServiceAccount, service_account_stream
+from domain.identity.tenants import TENANT, DeletedTenant, tenant_stream
 from domain.kernel.decider import Decider
 from eventstore.store import Store
 
@@ -53,18 +54,25 @@ def new_key(tenant_id: UUID, account_id: UUID) -> NewKey:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: a service account of a tenant, by a key with these scopes."""
+    """Who asks: a service account of a tenant by one of its keys, or a person by one of their sessions.
+
+    ``account`` is whose idempotency keys count, whichever credential is used; ``credential`` names that: a key's id or a session's.
+    """
 
     tenant_id: UUID
     account: str
     actor: str
-    scopes: frozenset[str]
+    permissions: frozenset[str]
+    credential: str
+    user_id: UUID | None = None
+    """Of a person. One without the permission to act for others acts for this subject alone."""
+    role: str | None = None
 
-    def require(self, scope: str) -> None:
-        """Refuse with 403 when the key may not do this."""
-        if scope not in self.scopes:
-            challenge = f'Bearer realm="holdbook", error="insufficient_scope", scope="{scope}"'
-            raise Problem("auth.scope_missing", scope=scope, headers={"WWW-Authenticate": challenge})
+    def require(self, permission: str) -> None:
+        """Refuse with 403 when this one may not do this."""
+        if permission not in self.permissions:
+            challenge = f'Bearer realm="holdbook", error="insufficient_scope", scope="{permission}"'
+            raise Problem("auth.permission_missing", permission=permission, headers={"WWW-Authenticate": challenge})
 
 
 class _Usable(NamedTuple):
@@ -155,7 +163,7 @@ class Authenticator:
                 key.key_id: _Usable(
                     bytes.fromhex(key.secret_hash),
                     _timestamp(key.expires_at),
-                    Principal(tenant_id, account_id.hex, actor, frozenset(key.scopes)),
+                    Principal(tenant_id, account_id.hex, actor, frozenset(key.scopes), key.key_id),
                 )
                 for key in state.keys
             },

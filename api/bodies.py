@@ -13,6 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from api.idempotency import KEY_PATTERN
 from api.problems import Problem, invalid
 from eventstore.requests import Item
+from eventstore.sealing import Sealing
 
 MAX_AMOUNT = 2**63 - 1
 
@@ -44,15 +45,28 @@ class CommandBody(Body):
     """A command as a client writes it: alone to its own address, or in a batch under the name ``operation``."""
 
     operation: ClassVar[str]
-    scope: ClassVar[str]
+    permission: ClassVar[str]
     path_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that a single request has in its path; in a batch they stand in the item."""
+    secret_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that no fingerprint is made of: a password must not be found out by trying."""
 
     correlation_id: Annotated[str | None, Field(pattern=KEY_PATTERN, description="The idempotency key, when no header brings one.")] = None
 
     def item(self, tenant_id: UUID, command_id: UUID, index: int) -> Item:
         """The command on its stream; ``index`` is the item's place in an atomic batch."""
         raise NotImplementedError
+
+    def items(self, tenant_id: UUID, command_id: UUID) -> tuple[Item, ...]:
+        """All that is to happen at once when the command comes alone. Of several, the last one's reply is the command's."""
+        return (self.item(tenant_id, command_id, 0),)
+
+    async def seal(self, sealing: Sealing, tenant_id: UUID, command_id: UUID) -> None:
+        """Seal what is personal or secret, before :meth:`items` is asked."""
+
+    def person(self, tenant_id: UUID, command_id: UUID) -> UUID | None:
+        """Whose personal data the body holds. Its fingerprint is then made with a key that ends when the person is erased."""
+        return None
 
     def default_key(self) -> str | None:
         """The idempotency key of a command that can only be meant once."""

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 _decode = msgspec.json.decode
 
 
+class _Results(msgspec.Struct):
+    results: list[msgspec.Raw]
+
+
+_results = msgspec.json.Decoder(_Results).decode
+
+
 class Open(Protocol):
     """An open reservation in the read model."""
 
@@ -139,13 +146,13 @@ class Asked(NamedTuple):
     principal: Principal
 
 
-async def ask(request: Request, *scopes: str) -> Asked:
-    """Check the sender's key and scopes, before anything of the body is read."""
+async def ask(request: Request, *permissions: str) -> Asked:
+    """Check who sends and whether that one may, before anything of the body is read."""
     edge = edge_of(request)
     headers: dict[bytes, bytes] = dict(request.scope["headers"])
     principal = await edge.authenticator.principal(headers)
-    for scope in scopes:
-        principal.require(scope)
+    for permission in permissions:
+        principal.require(permission)
     return Asked(edge, headers, principal)
 
 
@@ -153,7 +160,7 @@ async def run(
     request: Request, model: type[CommandBody], path: dict[str, str] | None = None, check: Callable[[Any], None] | None = None
 ) -> Response:
     """Take one command through the store and answer with its outcome. ``check`` may refuse the body as this deployment does."""
-    edge, headers, principal = asked = await ask(request, model.scope)
+    edge, headers, principal = asked = await ask(request, model.permission)
     raw = await bodies.read(request, headers, edge.settings.body_limit_bytes)
     if path is not None:
         raw = bodies.with_path(raw, path)
@@ -163,13 +170,20 @@ async def run(
     key = idempotency.key_of(headers, body.correlation_id, body.default_key)
     tenant_id = principal.tenant_id
     command_id = client_command_id(tenant_id, principal.account, model.operation, key)
-    items = (body.item(tenant_id, command_id, 0),)
-    return respond(edge, await submit(asked, command_id, items, await fingerprint(asked, raw), len(raw)))
+    await body.seal(edge.store.sealing, tenant_id, command_id)
+    items = body.items(tenant_id, command_id)
+    print_ = await fingerprint(asked, raw, body.secret_fields, body.person(tenant_id, command_id))
+    return respond(edge, await submit(asked, command_id, items, print_, len(raw)), of_many=len(items) > 1)
 
 
-async def fingerprint(asked: Asked, raw: bytes) -> bytes:
+async def fingerprint(asked: Asked, raw: bytes, secret_fields: frozenset[str] = frozenset(), person: UUID | None = None) -> bytes:
     """What tells this body from another one under the same key."""
-    return idempotency.fingerprint(await asked.edge.store.tenant_key(asked.principal.tenant_id), _decode(raw))
+    store, tenant_id, body = asked.edge.store, asked.principal.tenant_id, _decode(raw)
+    if secret_fields:
+        body = {name: value for name, value in body.items() if name not in secret_fields}
+    if person is None:
+        return idempotency.fingerprint(await store.tenant_key(tenant_id), body)
+    return idempotency.fingerprint(await store.sealing.person_secret(tenant_id, person, "fingerprint"), body)
 
 
 def submit(asked: Asked, command_id: UUID, items: tuple[Item, ...], print_: bytes, size: int) -> Awaitable[Outcome]:
@@ -188,14 +202,21 @@ def submit(asked: Asked, command_id: UUID, items: tuple[Item, ...], print_: byte
     )
 
 
-def respond(edge: Edge, outcome: Outcome) -> Response:
-    """An outcome as an answer. A refusal's document is made of what was kept, so a replay has the same bytes."""
+def respond(edge: Edge, outcome: Outcome, *, of_many: bool = False) -> Response:
+    """An outcome as an answer. A refusal's document is made of what was kept, so a replay has the same bytes.
+
+    ``of_many``: it is of one command that took several items, and the last one's reply is its own.
+    """
     headers = {"Holdbook-Position": str(outcome.position), "Holdbook-Epoch": str(outcome.epoch)}
     if outcome.replayed:
         headers["Idempotent-Replayed"] = "true"
     if not outcome.refused:
-        return Response(outcome.reply, 200, headers, "application/json")
-    problem = problems.of_refusal(_decode(outcome.reply))
+        reply = _results(outcome.reply).results[-1] if of_many else outcome.reply
+        return Response(bytes(reply), 200, headers, "application/json")
+    told = _decode(outcome.reply)
+    if of_many:
+        told.pop("index", None)
+    problem = problems.of_refusal(told)
     edge.metrics.refused(problem.code)
     problem.headers.update(headers)
     return problem.response()

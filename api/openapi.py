@@ -157,7 +157,7 @@ _PROBLEM: dict[str, Any] = {
                 "properties": {"field": {"type": "string", "description": "Dotted path."}, "message": {"type": "string"}},
             },
         },
-        "scope": {"type": "string", "description": "The scope the key lacks."},
+        "permission": {"type": "string", "description": "The permission that is missing."},
         "limit_bytes": {"type": "integer"},
     },
 }

@@ -34,7 +34,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "idempotency.key_reused": (422, "The same idempotency key was used before with another body."),
     "auth.required": (401, "Send an API key: Authorization: Bearer hbk_..."),
     "auth.key_invalid": (401, "The API key is not known, was revoked or has expired."),
-    "auth.scope_missing": (403, "The API key may not do this."),
+    "auth.permission_missing": (403, "This key or person may not do this."),
     "route.not_found": (404, "There is nothing at this address."),
     "route.method_not_allowed": (405, "This address does not know this method."),
     "projection.behind": (503, "The read model has not reached the asked position yet; ask again."),

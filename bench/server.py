@@ -29,7 +29,7 @@ PROJECT = str(Path(__file__).parents[1])
 
 async def nothing(request: Request) -> Response:
     """Check the key and the body as a reservation does, and answer."""
-    asked = await ask(request, ReserveCommand.scope)
+    asked = await ask(request, ReserveCommand.permission)
     raw = await bodies.read(request, asked.headers, asked.edge.settings.body_limit_bytes)
     bodies.parse(ReserveCommand, raw)
     return Response(_ANSWER, 200, {"Holdbook-Position": "1", "Holdbook-Epoch": "0"}, "application/json")

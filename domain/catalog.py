@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from domain.access import SERVICE_ACCOUNT, TENANT
 from domain.consumers import CONSUMER
+from domain.identity.service_accounts import SERVICE_ACCOUNT
+from domain.identity.tenants import TENANT
 from domain.kernel.decider import Decider
 from domain.kernel.process import Process
 from domain.quota import QUOTA

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 
-from domain.access import TenantDeleted, tenant_stream
+from domain.identity.tenants import TenantDeleted, tenant_stream
 from eventstore.rows import GENESIS, PRUNED, leaf_hash
 from eventstore.signing import genuine
 

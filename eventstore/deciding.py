@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 
-from domain.access import TENANT, TenantIsDeleted
+from domain.identity.tenants import TENANT, TenantIsDeleted
 from domain.kernel.decider import Event, Refused, Rejected
 from eventstore.codec import Codec
 from eventstore.errors import CorruptLog, KeyReused, StoreError

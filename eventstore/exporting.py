@@ -19,7 +19,7 @@ from uuid import UUID
 
 import psycopg
 
-from domain.access import TenantDeleted, tenant_stream
+from domain.identity.tenants import TenantDeleted, tenant_stream
 from eventstore.auditing import FORMAT, VERSION, AsOf, Checker, Event, Head, Header, Leaves, Pruned, Section, encode, signed_text
 from eventstore.errors import CorruptLog, StoreError
 from eventstore.rows import microseconds

@@ -16,7 +16,7 @@ from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from domain.access import TenantDeleted, tenant_stream
+from domain.identity.tenants import TenantDeleted, tenant_stream
 from eventstore.errors import UnsafeServer, WrongSchema
 from eventstore.log import Known, Snapshot, Tail
 from eventstore.rows import GENESIS, PRUNED, Row

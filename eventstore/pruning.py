@@ -18,7 +18,7 @@ from uuid import UUID
 
 import psycopg
 
-from domain.access import TenantDeleted, tenant_stream
+from domain.identity.tenants import TenantDeleted, tenant_stream
 from eventstore.errors import CorruptLog, StoreError
 from eventstore.rows import COLUMNS, GENESIS, PRUNED, Row, leaf_hash, microseconds, pruned_stream, row_hash
 from eventstore.store import partition_of

@@ -30,7 +30,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from domain.access import TenantDeleted, tenant_stream
+from domain.identity.tenants import TenantDeleted, tenant_stream
 from eventstore.errors import CorruptLog, UnsafeServer
 from eventstore.postgres import INSERT, LOCK, WRITER_OPTIONS
 from eventstore.rows import GENESIS, PRUNED, Row, pruned_stream, row_hash

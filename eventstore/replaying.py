@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 
-from domain.access import TenantDeleted
+from domain.identity.tenants import TenantDeleted
 from eventstore.codec import Codec
 from eventstore.errors import CorruptLog, StoreError, UnknownEventType
 from eventstore.rows import PRUNED

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from domain.access import TENANT, DeletedTenant, TenantDeleted, tenant_stream
+from domain.identity.tenants import TENANT, DeletedTenant, TenantDeleted, tenant_stream
 from domain.kernel.decider import Decider
 from eventstore.codec import Codec
 from eventstore.errors import CorruptLog, UnknownEventType

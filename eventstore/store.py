@@ -19,6 +19,7 @@ from eventstore.errors import WrongSchema
 from eventstore.log import PartitionLog
 from eventstore.memory import MemoryLog
 from eventstore.postgres import PostgresLog, open_pool, refuse_unsafe
+from eventstore.sealing import Sealing
 from eventstore.wakeups import Notifier
 from eventstore.writer import Cached, Options, Outcome, Request, Stats, Writer
 
@@ -50,6 +51,7 @@ class Store:
         notifier: Notifier | None = None,
     ) -> None:
         self.codec, self.partitions, self.options, self.pool = codec, partitions, options or Options(), pool
+        self.sealing = Sealing()
         self.writers: dict[int, Writer] = {}
         self.waker = asyncio.Event()
         self.wakers = [self.waker]

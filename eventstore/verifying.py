@@ -17,7 +17,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from domain.access import TenantDeleted, tenant_stream
+from domain.identity.tenants import TenantDeleted, tenant_stream
 from domain.kernel.decider import Decider
 from eventstore.codec import Codec
 from eventstore.copying import copied

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from domain.access import TenantDeleted, tenant_stream
+from domain.identity.tenants import TenantDeleted, tenant_stream
 from projections.consumer import Connection, Recorded
 
 _DELETIONS = f"""

@@ -25,7 +25,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from domain.access import TenantDeleted, tenant_stream
+from domain.identity.tenants import TenantDeleted, tenant_stream
 from domain.kernel.decider import Event, Rejected
 from domain.kernel.process import Effect, Happened, Named, Process, Tools, idempotency_key, process_command_id
 from eventstore.codec import Codec, stored_type

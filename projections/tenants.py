@@ -10,7 +10,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from sqlalchemy import Column, DateTime, Integer, MetaData, Table, Text, Uuid
 
-from domain.access import TenantCreated, TenantDeleted
+from domain.identity.tenants import TenantCreated, TenantDeleted
 from eventstore.codec import Codec
 from eventstore.errors import StoreError
 from projections.consumer import Connection, Projection, Recorded

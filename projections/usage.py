@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from domain.access import TenantCreated
+from domain.identity.tenants import TenantCreated
 from domain.kernel.decider import Refused
 from domain.kernel.periods import Period, period
 from domain.quota import Adjusted, Committed, Consumed, Expired, Progressed, Reserved, RolledBack

@@ -30,7 +30,7 @@ import typer
 from adapters.usage_file import MAX_NAME, BadRow, Columns, UsageFileError, UsageRow, is_name, read_usage
 from api.cli.common import database, err, out, prepare, settings, store_at, told
 from api.settings import Settings
-from domain.access import TENANT, Tenant, tenant_stream
+from domain.identity.tenants import TENANT, Tenant, tenant_stream
 from domain.kernel.decider import Command, Rejected
 from domain.quota import QUOTA, Commit, Limit, QuotaNotFound, Reserve, SetLimits, Window, iso, quota_stream, reservation_id
 from eventstore.errors import KeyReused, Overloaded, Unavailable

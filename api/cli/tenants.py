@@ -12,7 +12,7 @@ from rich.table import Table
 
 from api.cli import auditing
 from api.cli.common import err, fail, operate, out, run_with_store
-from domain.access import TENANT, CreateTenant, DeletedTenant, DeleteTenant, Tenant, tenant_stream
+from domain.identity.tenants import TENANT, CreateTenant, DeletedTenant, DeleteTenant, Tenant, tenant_stream
 from eventstore.exporting import Wanted
 from eventstore.pruning import prune
 from eventstore.requests import Item

@@ -91,8 +91,8 @@ async def batch(request: Request) -> Response:
     edge, headers, principal = asked
     raw = await bodies.read(request, headers, edge.settings.body_limit_bytes)
     body = bodies.parse(Batch, raw, _TAGS)
-    for scope in sorted({command.scope for command in body.commands}):
-        principal.require(scope)
+    for permission in sorted({command.permission for command in body.commands}):
+        principal.require(permission)
     if any(command.correlation_id is not None for command in body.commands):
         field = next(f"commands.{i}.correlation_id" for i, command in enumerate(body.commands) if command.correlation_id is not None)
         raise problems.invalid([{"type": "key", "loc": (field,), "msg": "The key of a batch covers its items"}])

@@ -35,7 +35,7 @@ Zone = Annotated[str, Field(max_length=64), AfterValidator(_known_zone)]
 
 
 class _QuotaCommand(CommandBody):
-    scope: ClassVar[str] = "quota:admin"
+    permission: ClassVar[str] = "quota:admin"
     path_fields: ClassVar[tuple[str, ...]] = ("meter", "subject")
 
     meter: Meter

@@ -38,7 +38,7 @@ _MODES = {mode.value: mode for mode in Mode}
 
 
 class _Wanted(CommandBody):
-    scope: ClassVar[str] = "usage:write"
+    permission: ClassVar[str] = "usage:write"
 
     amount: Annotated[Amount | None, Field(description="Units wanted.")] = None
     messages: Annotated[Amount | None, Field(description="Short for an amount of the meter `messages`.")] = None
@@ -104,7 +104,7 @@ class CommitCommand(CommandBody):
     """Say how much of a reservation was used; a final commit frees the rest."""
 
     operation: ClassVar[str] = "commit"
-    scope: ClassVar[str] = "usage:write"
+    permission: ClassVar[str] = "usage:write"
 
     reservation_id: ReservationId
     used: Annotated[AmountOrZero, Field(description="Units used, on top of what was committed before.")]
@@ -125,7 +125,7 @@ class RollbackCommand(CommandBody):
     """Free what is left of a reservation."""
 
     operation: ClassVar[str] = "rollback"
-    scope: ClassVar[str] = "usage:write"
+    permission: ClassVar[str] = "usage:write"
 
     reservation_id: ReservationId
 

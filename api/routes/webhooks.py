@@ -27,7 +27,7 @@ from eventstore.requests import Item
 
 router = APIRouter(tags=["webhooks"])
 
-SCOPE = "webhooks:admin"
+PERMISSION = "webhooks:admin"
 _ID = r"^[0-9a-f]{32}$"
 _MESSAGE_ID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:[0-9]{1,9}$"
 _encode = msgspec.json.Encoder().encode
@@ -52,7 +52,7 @@ MessagePath = Annotated[str, Path(pattern=_MESSAGE_ID, description="The webhook-
 
 
 class _Command(CommandBody):
-    scope: ClassVar[str] = SCOPE
+    permission: ClassVar[str] = PERMISSION
     path_fields: ClassVar[tuple[str, ...]] = ("webhook_id",)
 
     webhook_id: Annotated[str, Field(pattern=_ID)]
@@ -77,7 +77,7 @@ class RegisterWebhook(_Wanted):
     """Be told by messages over HTTP of what is recorded from now on."""
 
     operation: ClassVar[str] = "register_webhook"
-    scope: ClassVar[str] = SCOPE
+    permission: ClassVar[str] = PERMISSION
 
     def item(self, tenant_id: UUID, command_id: UUID, index: int) -> Item:  # as in the base class, here and below
         wanted = webhooks.RegisterEndpoint(
@@ -318,14 +318,14 @@ async def register_webhook(request: Request) -> Response:
 @router.get("/v1/webhooks", **query(WebhookList, "list_webhooks", answer={"webhooks": [_EXAMPLE]}, found=False))
 async def list_webhooks(request: Request) -> Response:
     """All of the tenant's webhooks, in the order they were registered."""
-    found = await _endpoints(await ask(request, SCOPE))
+    found = await _endpoints(await ask(request, PERMISSION))
     return _json({"webhooks": [webhooks.shown(endpoint) for endpoint in found.endpoints]})
 
 
 @router.get("/v1/webhooks/{webhook_id}", **query(Webhook, "get_webhook", answer=_EXAMPLE, missing="webhook.not_found"))
 async def get_webhook(request: Request, webhook_id: WebhookPath) -> Response:
     """One webhook."""
-    return _json(webhooks.shown(await _endpoint(await ask(request, SCOPE), webhook_id)))
+    return _json(webhooks.shown(await _endpoint(await ask(request, PERMISSION), webhook_id)))
 
 
 @router.put("/v1/webhooks/{webhook_id}", **_told(ChangeWebhook, Webhook, _EXAMPLE, body={**_WANTED, **_KEY}))
@@ -378,7 +378,7 @@ async def test_webhook(request: Request, webhook_id: WebhookPath) -> Response:
 )
 async def show_webhook_secrets(request: Request, webhook_id: WebhookPath) -> Response:
     """The secrets that sign at present, the newest first."""
-    asked = await ask(request, SCOPE)
+    asked = await ask(request, PERMISSION)
     endpoint, now = await _endpoint(asked, webhook_id), datetime.now(UTC)
     key = await asked.edge.store.tenant_key(asked.principal.tenant_id)
     secrets = tuple(
@@ -397,7 +397,7 @@ async def show_webhook_secrets(request: Request, webhook_id: WebhookPath) -> Res
 )
 async def list_webhook_deliveries(request: Request, webhook_id: WebhookPath, asked_for: Annotated[_DeliveriesQuery, Query()]) -> Response:
     """What became of each message, the newest first. The Link header leads to the next page."""
-    asked = await ask(request, SCOPE)
+    asked = await ask(request, PERMISSION)
     before = _before(asked_for.cursor)
     endpoint = await _endpoint(asked, webhook_id)
     found = await asked.edge.readers.webhooks.list(asked.principal.tenant_id, endpoint.endpoint_id, before, asked_for.limit)
@@ -411,7 +411,7 @@ async def list_webhook_deliveries(request: Request, webhook_id: WebhookPath, ask
 )
 async def replay_delivery(request: Request, webhook_id: WebhookPath, message_id: MessagePath) -> Response:
     """Send a message once more, under the same id, behind what is waiting."""
-    asked = await ask(request, SCOPE)
+    asked = await ask(request, PERMISSION)
     found = await asked.edge.readers.webhooks.find(asked.principal.tenant_id, UUID(webhook_id), message_id)
     if found is None:
         raise EndpointNotFound(webhook_id=webhook_id, message_id=message_id)

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.sql import SQL, Identifier
 
-from domain.access import TenantDeleted, tenant_stream
+from domain.identity.tenants import TenantDeleted, tenant_stream
 from eventstore.backup.files import BackupDamaged, BackupRefused, Directory, Log, Manifest, Table
 from eventstore.backup.saving import SESSION, is_forced
 from eventstore.backup.segments import LEAF, Chain

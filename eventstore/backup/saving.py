@@ -12,7 +12,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.sql import SQL, Composed, Identifier
 
-from domain.access import TenantDeleted
+from domain.identity.tenants import TenantDeleted
 from eventstore.backup.files import FORMAT, BackupRefused, Directory, Log, Manifest, Segment, Table
 from eventstore.backup.segments import LEAF, SEGMENT_ROWS, Chain, cut
 from eventstore.backup.tables import REGISTRIES, SMALL

@@ -13,7 +13,7 @@ from hashlib import sha256
 from struct import Struct, error
 from uuid import UUID
 
-from domain.access import TenantDeleted
+from domain.identity.tenants import TenantDeleted
 from eventstore.errors import CorruptLog
 from eventstore.rows import COLUMNS, GENESIS, PRUNED, Row, row_hash
 

@@ -138,7 +138,7 @@ async def test_the_scope_is_one_of_its_own(site: Site) -> None:
     refused = await site.get("/v1/audit", account=lesser)
     allowed = await site.get("/v1/audit", account=auditor)
 
-    assert (refused.status_code, refused.json()["code"], refused.json()["scope"]) == (403, "auth.scope_missing", "audit:read")
+    assert (refused.status_code, refused.json()["code"], refused.json()["permission"]) == (403, "auth.permission_missing", "audit:read")
     assert allowed.status_code == 200
     assert (await site.get("/v1/usage", account=auditor)).status_code == 403
     assert (await site.client.get("/v1/audit")).status_code == 401

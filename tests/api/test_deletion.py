@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from domain.access import TENANT, DeleteTenant, tenant_stream
+from domain.identity.tenants import TENANT, DeleteTenant, tenant_stream
 from tests.api.conftest import Site
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

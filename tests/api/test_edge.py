@@ -135,7 +135,7 @@ async def test_a_key_without_the_scope_is_told_which(site: Site, scope: str, met
 
     answer = await site.client.request(method, path, json=body, headers=account.headers)
 
-    assert (answer.status_code, answer.json()["code"], answer.json()["scope"]) == (403, "auth.scope_missing", scope)
+    assert (answer.status_code, answer.json()["code"], answer.json()["permission"]) == (403, "auth.permission_missing", scope)
 
 
 async def test_a_revoked_key_ends_within_a_second(site: Site) -> None:

@@ -68,7 +68,7 @@ async def test_it_ends_at_a_moment(site: Site, public: bytes) -> None:
 
 async def test_who_may_not_and_what_cannot(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     poor = await site.issue(site.account.tenant_id, ["usage:read"])
-    assert (await site.get(PATH, account=poor)).json()["code"] == "auth.scope_missing"
+    assert (await site.get(PATH, account=poor)).json()["code"] == "auth.permission_missing"
     assert (await site.client.get(PATH)).status_code == 401
     assert (await site.get(PATH, as_of="noon")).status_code == 422
     assert (await site.get(PATH, tenant=uuid4().hex)).status_code == 422

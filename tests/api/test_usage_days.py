@@ -92,7 +92,7 @@ async def test_another_tenant_sees_nothing_of_it_and_the_scope_is_asked_for(site
 
     assert (await site.get("/v1/usage/days", **now(), account=stranger)).json() == {"lines": []}
     refused = await site.get("/v1/usage/days", **now(), account=writer)
-    assert (refused.status_code, refused.json()["scope"]) == (403, "usage:read")
+    assert (refused.status_code, refused.json()["permission"]) == (403, "usage:read")
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ async def test_whoever_lacks_the_scope_gets_nothing(site: Site) -> None:
     poor = await site.issue(site.account.tenant_id, ["usage:read", "usage:write", "quota:admin"])
     for path in ("", f"/{webhook_id}", f"/{webhook_id}/secret", f"/{webhook_id}/deliveries"):
         answer = await site.get(WEBHOOKS + path, account=poor)
-        assert (answer.status_code, answer.json()["scope"]) == (403, "webhooks:admin")
+        assert (answer.status_code, answer.json()["permission"]) == (403, "webhooks:admin")
     for path in ("", *(f"/{webhook_id}/{verb}" for verb in ("rotate", "enable", "disable", "test"))):
         assert (await act(site, WEBHOOKS + path, {"url": URL} if not path else {}, account=poor)).status_code == 403
     assert (await act(site, f"{WEBHOOKS}/{webhook_id}/deliveries/{uuid4()}:0/replay", account=poor)).status_code == 403

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from adapters.usage_file import BadRow, Columns, UsageFileError, UsageRow, read_usage
 from api.cli.importing import CannotImport, ImportOptions, Summary, app, import_usage
 from api.server import following
-from domain.access import TENANT, CreateTenant, tenant_stream
 from domain.catalog import DECIDERS
+from domain.identity.tenants import TENANT, CreateTenant, tenant_stream
 from domain.kernel.decider import Command, Decider
 from domain.quota import QUOTA, Consume, Limit, Overdraft, Quota, SetLimits, Window, quota_stream, reservation_id
 from domain.quota.view import view

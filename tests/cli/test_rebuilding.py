@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.cli import app
-from domain.access import TENANT, CreateTenant, tenant_stream
 from domain.catalog import DECIDERS
+from domain.identity.tenants import TENANT, CreateTenant, tenant_stream
 from domain.quota import QUOTA, Limit, Reserve, SetLimits, quota_stream
 from eventstore.codec import Codec
 from eventstore.requests import Item, Options, Request

@@ -16,7 +16,8 @@ import pytest
 from eventsourcing import persistence
 from eventsourcing.persistence import StoredEvent
 
-from domain.access import SERVICE_ACCOUNT, TENANT, DeletedTenant, ServiceAccount, TenantIsDeleted, TenantNotFound, tenant_stream
+from domain.identity.service_accounts import SERVICE_ACCOUNT, ServiceAccount
+from domain.identity.tenants import TENANT, DeletedTenant, TenantIsDeleted, TenantNotFound, tenant_stream
 from eventstore.errors import CorruptLog
 from eventstore.postgres import WRITER_OPTIONS
 from eventstore.pruning import NotDeleted, prune

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from domain.access import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from domain.catalog import DECIDERS
+from domain.identity.tenants import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from domain.quota import QUOTA, Limit, Reserve, SetLimits, Window, quota_stream
 from eventstore import verifying
 from eventstore.codec import Codec

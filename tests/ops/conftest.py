@@ -10,8 +10,8 @@ from uuid import UUID, uuid5
 import psycopg
 import pytest
 
-from domain.access import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from domain.catalog import DECIDERS
+from domain.identity.tenants import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from eventstore.requests import Item, Outcome, Request
 from eventstore.store import Store
 from tests.conftest import administer, with_database

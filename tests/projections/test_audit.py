@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from domain.access import TENANT, CreateTenant, DeleteTenant, tenant_stream
+from domain.identity.tenants import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from domain.quota import QUOTA, Consume, quota_stream
 from domain.quota.limits import Limit
 from eventstore.codec import Codec

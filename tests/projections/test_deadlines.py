@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from domain.access import TENANT as TENANTS
-from domain.access import CreateTenant, DeleteTenant, tenant_stream
+from domain.identity.tenants import TENANT as TENANTS
+from domain.identity.tenants import CreateTenant, DeleteTenant, tenant_stream
 from domain.kernel.decider import Command
 from domain.quota import QUOTA, Limit, Reserve, SetLimits, quota_stream
 from eventstore.errors import Draining, Unavailable

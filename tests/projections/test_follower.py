@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from domain.access import TENANT, CreateTenant, tenant_stream
+from domain.identity.tenants import TENANT, CreateTenant, tenant_stream
 from eventstore.codec import Codec
 from eventstore.requests import Item, Request
 from projections.consumer import Connection, Recorded

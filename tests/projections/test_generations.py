@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from domain.access import TENANT, CreateTenant, DeleteTenant, tenant_stream
+from domain.identity.tenants import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from domain.kernel.decider import Command, Event
 from domain.quota import Reserved
 from eventstore.codec import Codec

@@ -9,7 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from domain.access import TENANT, CreateTenant, DeleteTenant, tenant_stream
+from domain.identity.tenants import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from domain.quota import QUOTA, Quota, Reserve, Window
 from domain.quota.limits import Limit
 from eventstore.pruning import prune

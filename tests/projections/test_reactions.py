@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from domain.access import TENANT as TENANTS
-from domain.access import CreateTenant, DeleteTenant, tenant_stream
+from domain.identity.tenants import TENANT as TENANTS
+from domain.identity.tenants import CreateTenant, DeleteTenant, tenant_stream
 from domain.kernel.process import Effect, Happened, Named, Process, Tools
 from eventstore.errors import Unavailable
 from eventstore.requests import Item, Outcome, Request

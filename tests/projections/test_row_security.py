@@ -8,7 +8,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from domain.access import TENANT, CreateTenant, tenant_stream
+from domain.identity.tenants import TENANT, CreateTenant, tenant_stream
 from eventstore.requests import Item, Request
 from projections import schema
 from projections.catalog import PROJECTIONS

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 import pytest
 
-from domain.access import TENANT, CreateTenant, DeleteTenant, tenant_stream
+from domain.identity.tenants import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from domain.kernel.decider import Rejected
 from domain.quota import QUOTA, Commit, Consume, Reserve
 from domain.quota.limits import Limit

@@ -293,7 +293,7 @@ async def test_an_end_that_was_noted_stays_and_is_forgotten_when_its_time_has_co
 
 
 async def test_a_deleted_tenant_leaves_nothing_here(watched: Ledger) -> None:
-    from domain.access import TENANT, CreateTenant, DeleteTenant, tenant_stream
+    from domain.identity.tenants import TENANT, CreateTenant, DeleteTenant, tenant_stream
 
     async def tenant(command: Command) -> None:
         item = Item(TENANT, tenant_stream(watched.tenant), command)

@@ -9,8 +9,9 @@ from uuid import UUID, uuid4, uuid5
 
 import psycopg
 
-from domain.access import SERVICE_ACCOUNT, TENANT, CreateTenant, DeleteTenant, IssueKey, service_account_stream, tenant_stream
 from domain.catalog import DECIDERS
+from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, service_account_stream
+from domain.identity.tenants import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from domain.kernel.decider import Command, Decider
 from eventstore.requests import Item, Options, Outcome, Request
 from eventstore.rows import COLUMNS, Row

@@ -5,18 +5,9 @@ from uuid import UUID
 
 import pytest
 
-from domain.access import (
-    SCOPES,
-    SERVICE_ACCOUNT,
-    TENANT,
-    CreateTenant,
-    IssueKey,
-    KeyIssued,
-    KeyRevoked,
-    RevokeKey,
-    ServiceAccount,
-    TenantCreated,
-)
+from domain.identity.permissions import PERMISSIONS
+from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, KeyIssued, KeyRevoked, RevokeKey, ServiceAccount
+from domain.identity.tenants import TENANT, CreateTenant, TenantCreated
 from domain.kernel.decider import Command, Decider, Event, Rejected
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -79,7 +70,7 @@ LATER = NOW + timedelta(days=1)
     ("given", "when", "expected"),
     [
         ([], issue(), [ISSUED]),
-        ([], issue(scopes=tuple(SCOPES)), [KeyIssued("0a1b2c3d", HASH, tuple(SCOPES), "bot", None, NOW)]),
+        ([], issue(scopes=tuple(PERMISSIONS)), [KeyIssued("0a1b2c3d", HASH, tuple(PERMISSIONS), "bot", None, NOW)]),
         ([], issue(expires_at=LATER), [KeyIssued("0a1b2c3d", HASH, ("usage:write",), "bot", LATER, NOW)]),
         ([ISSUED], issue(), []),
         ([ISSUED], issue(secret_hash="cd" * 32), "service.key_exists"),
