@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from api.bodies import CommandBody
 from api.problems import CODES, MEDIA_TYPE, PREFIX
+from domain.identity.permissions import PERMISSIONS
 
 _REF = "#/components/schemas/{model}"
 _models: dict[str, type[Any]] = {}
@@ -92,18 +93,29 @@ def command(
         "operation_id": operation_id,
         "responses": responses,
         "openapi_extra": {
+            **_needs(model.permission if issubclass(model, CommandBody) else None),
             "requestBody": {"required": bool(body), "content": {"application/json": {"schema": schema, "examples": examples}}},
             "parameters": [KEY_HEADER],
         },
     }
 
 
-def query(reply: type[Any], operation_id: str, *, answer: Any, found: bool = True, missing: str = "quota.not_found") -> dict[str, Any]:
-    """Arguments of a route that answers a question."""
+def query(
+    reply: type[Any], operation_id: str, *, answer: Any, permission: str, found: bool = True, missing: str = "quota.not_found"
+) -> dict[str, Any]:
+    """Arguments of a route that answers a question; ``permission`` is the one that the route asks for."""
     responses = {200: success(reply, answer, command=False), **problems(401, 403, 422, 503)}
     if found:
         responses[404] = problem(404, missing)
-    return {"operation_id": operation_id, "responses": responses}
+    return {"operation_id": operation_id, "responses": responses, "openapi_extra": _needs(permission)}
+
+
+PERMISSION = "x-permission"
+"""Under which name an operation tells the permission it needs; one without is for whoever has a credential, or for everybody."""
+
+
+def _needs(permission: str | None) -> dict[str, Any]:
+    return {} if permission is None else {PERMISSION: permission}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -130,6 +142,9 @@ def document(app: FastAPI) -> dict[str, Any]:
                 method["responses"][status] = problem(int(status))
             if path.startswith("/v1/"):
                 method["security"] = [{"key": []}]
+            if permission := method.get(PERMISSION):
+                needed = f"Needs the permission `{permission}`: {PERMISSIONS[permission][:1].lower()}{PERMISSIONS[permission][1:]}"
+                method["description"] = f"{method.get('description', '')}\n\n{needed}"
     return told
 
 

@@ -10,7 +10,7 @@ from api.auth import new_key
 from bench.load import Asked
 from bench.traffic import METER, Traffic
 from domain.catalog import DECIDERS
-from domain.identity.permissions import PERMISSIONS
+from domain.identity.permissions import KEY_PERMISSIONS
 from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, service_account_stream
 from domain.identity.tenants import TENANT, CreateTenant, tenant_stream
 from eventstore.requests import Item, Request
@@ -48,7 +48,7 @@ async def found(dsn: str) -> Site:
     """Make the tenant, its key and its accounts."""
     tenant_id, account_id = uuid4(), uuid4()
     key = new_key(tenant_id, account_id)
-    issue = IssueKey(key_id=key.key_id, secret_hash=key.secret_hash, scopes=tuple(PERMISSIONS), name="bench", expires_at=None)
+    issue = IssueKey(key_id=key.key_id, secret_hash=key.secret_hash, scopes=tuple(KEY_PERMISSIONS), name="bench", expires_at=None)
     items = (
         Item(TENANT, tenant_stream(tenant_id), CreateTenant(tenant_id=tenant_id, name="bench", zone="UTC")),
         Item(SERVICE_ACCOUNT, service_account_stream(account_id), issue),

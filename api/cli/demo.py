@@ -21,7 +21,7 @@ from api import server
 from api.auth import new_key
 from api.cli.common import Database, database, operate, out, prepare, settings, store_at, told
 from api.settings import Settings
-from domain.identity.permissions import PERMISSIONS
+from domain.identity.permissions import KEY_PERMISSIONS
 from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, service_account_stream
 from domain.identity.tenants import TENANT, CreateTenant, tenant_stream
 from eventstore.requests import Item
@@ -82,7 +82,7 @@ async def make_key(dsn: str, chosen: Settings) -> str:
     async with store_at(dsn, chosen) as store:
         made = CreateTenant(tenant_id=tenant_id, name="Demo", zone="Europe/Moscow")
         await operate(store, tenant_id, Item(TENANT, tenant_stream(tenant_id), made))
-        issued = IssueKey(key_id=key.key_id, secret_hash=key.secret_hash, scopes=tuple(PERMISSIONS), name="demo")
+        issued = IssueKey(key_id=key.key_id, secret_hash=key.secret_hash, scopes=tuple(KEY_PERMISSIONS), name="demo")
         await operate(store, tenant_id, Item(SERVICE_ACCOUNT, service_account_stream(account_id), issued))
     return key.text
 

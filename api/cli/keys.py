@@ -11,7 +11,7 @@ from rich.table import Table
 
 from api.auth import new_key
 from api.cli.common import err, fail, operate, out, run_with_store, settings
-from domain.identity.permissions import PERMISSIONS
+from domain.identity.permissions import KEY_PERMISSIONS
 from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, RevokeKey, service_account_stream
 from domain.identity.tenants import TENANT, Tenant, tenant_stream
 from eventstore.requests import Item
@@ -21,7 +21,7 @@ app = typer.Typer(help="Issue, list and revoke API keys.", no_args_is_help=True)
 
 TenantArgument = Annotated[UUID | None, typer.Argument(help="The tenant. Default: HOLDBOOK_DEFAULT_TENANT.", show_default=False)]
 AccountOption = Annotated[UUID | None, typer.Option("--account", help="A service account; a new one when not given.")]
-SCOPE_HELP = "May be repeated; all when not given. " + " ".join(f"{scope}: {meaning}" for scope, meaning in PERMISSIONS.items())
+SCOPE_HELP = "May be repeated; all when not given. " + " ".join(f"{scope}: {meaning}" for scope, meaning in KEY_PERMISSIONS.items())
 
 
 def _tenant(given: UUID | None) -> UUID:
@@ -45,7 +45,7 @@ def issue(
         if not isinstance((await store.state(TENANT, tenant_id, tenant_stream(tenant_id))).state, Tenant):
             fail("There is no such tenant.")
         command = IssueKey(
-            key_id=key.key_id, secret_hash=key.secret_hash, scopes=tuple(scope or PERMISSIONS), name=name, expires_at=expires_at
+            key_id=key.key_id, secret_hash=key.secret_hash, scopes=tuple(scope or KEY_PERMISSIONS), name=name, expires_at=expires_at
         )
         await operate(store, tenant_id, Item(SERVICE_ACCOUNT, service_account_stream(account_id), command))
 

@@ -96,7 +96,7 @@ _EXAMPLE: Any = {
 }
 
 
-@router.get("/v1/audit", **query(AuditPage, "audit", answer=_EXAMPLE, found=False))
+@router.get("/v1/audit", **query(AuditPage, "audit", permission="audit:read", answer=_EXAMPLE, found=False))
 async def audit(request: Request, asked_for: Annotated[_AuditQuery, Query()]) -> Response:
     """What was recorded, refusals included; filters combine. The Link header leads to the next page."""
     edge, _, principal = await ask(request, "audit:read")

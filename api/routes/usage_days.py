@@ -54,7 +54,7 @@ class _DaysQuery(Body):
 _EXAMPLE: Any = msgspec.to_builtins(UsageList((UsageLine(date(2026, 11, 21), "messages", "customer-1", 37, 0, 40, 3, 1, 1, 0, 0, 0, 0),)))
 
 
-@router.get("/v1/usage/days", **query(UsageList, "usage_by_day", answer=_EXAMPLE, found=False))
+@router.get("/v1/usage/days", **query(UsageList, "usage_by_day", permission="usage:read", answer=_EXAMPLE, found=False))
 async def usage_by_day(request: Request, asked_for: Annotated[_DaysQuery, Query()]) -> Response:
     """What was used, by days of the tenant's calendar. The Link header leads to the next page."""
     edge, _, principal = await ask(request, "usage:read")

@@ -111,21 +111,21 @@ def _checked(meter: str, subject: str) -> tuple[str, str]:
         raise invalid(named) from None
 
 
-@router.get("/v1/usage", tags=["usage"], **query(QuotaView, "usage", answer=VIEW_EXAMPLE))
+@router.get("/v1/usage", tags=["usage"], **query(QuotaView, "usage", permission="usage:read", answer=VIEW_EXAMPLE))
 async def usage_of(request: Request, asked_for: Annotated[_UsageQuery, Query()]) -> Response:
     """How a quota stands."""
     asked = await ask(request, "usage:read")
     return await _show(asked, asked_for.meter, asked_for.subject, asked_for)
 
 
-@router.get("/v1/quotas/{meter}/{subject}", **query(QuotaView, "get_quota", answer=VIEW_EXAMPLE))
+@router.get("/v1/quotas/{meter}/{subject}", **query(QuotaView, "get_quota", permission="usage:read", answer=VIEW_EXAMPLE))
 async def get_quota(request: Request, meter: MeterPath, subject: SubjectPath, asked_for: Annotated[_ViewQuery, Query()]) -> Response:
     """How a quota stands."""
     asked = await ask(request, "usage:read")
     return await _show(asked, *_checked(meter, subject), asked_for)
 
 
-@router.get("/v1/quotas", **query(QuotaList, "list_quotas", answer={"quotas": [VIEW_EXAMPLE]}, found=False))
+@router.get("/v1/quotas", **query(QuotaList, "list_quotas", permission="usage:read", answer={"quotas": [VIEW_EXAMPLE]}, found=False))
 async def list_quotas(request: Request, asked_for: Annotated[_ListQuery, Query()]) -> Response:
     """The tenant's quotas by meter and subject. The Link header leads to the next page."""
     edge, _, principal = await ask(request, "usage:read")
@@ -135,7 +135,9 @@ async def list_quotas(request: Request, asked_for: Annotated[_ListQuery, Query()
     return paging.page(request, {"quotas": found}, last)
 
 
-@router.get("/v1/quotas/{meter}/{subject}/reservations", **query(OpenList, "list_reservations", answer=OPEN_EXAMPLE))
+@router.get(
+    "/v1/quotas/{meter}/{subject}/reservations", **query(OpenList, "list_reservations", permission="usage:read", answer=OPEN_EXAMPLE)
+)
 async def list_reservations(
     request: Request, meter: MeterPath, subject: SubjectPath, asked_for: Annotated[_OpenQuery, Query()]
 ) -> Response:

@@ -315,14 +315,16 @@ async def register_webhook(request: Request) -> Response:
     return await run(request, RegisterWebhook, check=_allowed(request))
 
 
-@router.get("/v1/webhooks", **query(WebhookList, "list_webhooks", answer={"webhooks": [_EXAMPLE]}, found=False))
+@router.get("/v1/webhooks", **query(WebhookList, "list_webhooks", permission=PERMISSION, answer={"webhooks": [_EXAMPLE]}, found=False))
 async def list_webhooks(request: Request) -> Response:
     """All of the tenant's webhooks, in the order they were registered."""
     found = await _endpoints(await ask(request, PERMISSION))
     return _json({"webhooks": [webhooks.shown(endpoint) for endpoint in found.endpoints]})
 
 
-@router.get("/v1/webhooks/{webhook_id}", **query(Webhook, "get_webhook", answer=_EXAMPLE, missing="webhook.not_found"))
+@router.get(
+    "/v1/webhooks/{webhook_id}", **query(Webhook, "get_webhook", permission=PERMISSION, answer=_EXAMPLE, missing="webhook.not_found")
+)
 async def get_webhook(request: Request, webhook_id: WebhookPath) -> Response:
     """One webhook."""
     return _json(webhooks.shown(await _endpoint(await ask(request, PERMISSION), webhook_id)))
@@ -374,7 +376,8 @@ async def test_webhook(request: Request, webhook_id: WebhookPath) -> Response:
 
 
 @router.get(
-    "/v1/webhooks/{webhook_id}/secret", **query(WebhookSecrets, "show_webhook_secrets", answer=_SECRETS, missing="webhook.not_found")
+    "/v1/webhooks/{webhook_id}/secret",
+    **query(WebhookSecrets, "show_webhook_secrets", permission=PERMISSION, answer=_SECRETS, missing="webhook.not_found"),
 )
 async def show_webhook_secrets(request: Request, webhook_id: WebhookPath) -> Response:
     """The secrets that sign at present, the newest first."""
@@ -393,7 +396,7 @@ async def show_webhook_secrets(request: Request, webhook_id: WebhookPath) -> Res
 
 @router.get(
     "/v1/webhooks/{webhook_id}/deliveries",
-    **query(DeliveryList, "list_webhook_deliveries", answer=_DELIVERIES, missing="webhook.not_found"),
+    **query(DeliveryList, "list_webhook_deliveries", permission=PERMISSION, answer=_DELIVERIES, missing="webhook.not_found"),
 )
 async def list_webhook_deliveries(request: Request, webhook_id: WebhookPath, asked_for: Annotated[_DeliveriesQuery, Query()]) -> Response:
     """What became of each message, the newest first. The Link header leads to the next page."""

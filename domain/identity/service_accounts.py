@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, ClassVar, assert_never
 from uuid import UUID
 
-from domain.identity.permissions import PERMISSIONS
+from domain.identity.permissions import KEY_PERMISSIONS
 from domain.kernel.decider import Command, Decider, Event, Rejected, event
 
 __all__ = ["SERVICE_ACCOUNT", "IssueKey", "Key", "RevokeKey", "ServiceAccount", "service_account_stream"]
@@ -163,7 +163,7 @@ def _check_key(command: IssueKey) -> None:
         raise InvalidKey("key_id")
     if not re.fullmatch(r"[0-9a-f]{64}", command.secret_hash):
         raise InvalidKey("secret_hash")
-    if not command.scopes or len(set(command.scopes)) != len(command.scopes) or not set(command.scopes) <= set(PERMISSIONS):
+    if not command.scopes or len(set(command.scopes)) != len(command.scopes) or not set(command.scopes) <= set(KEY_PERMISSIONS):
         raise InvalidKey("scopes")
     if not 1 <= len(command.name) <= MAX_NAME:
         raise InvalidKey("name")

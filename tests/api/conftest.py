@@ -18,7 +18,7 @@ from api.app import create_app
 from api.auth import new_key
 from api.settings import Settings
 from domain.catalog import DECIDERS
-from domain.identity.permissions import PERMISSIONS
+from domain.identity.permissions import KEY_PERMISSIONS
 from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, RevokeKey, service_account_stream
 from domain.identity.tenants import TENANT, CreateTenant, tenant_stream
 from domain.kernel.decider import Command, Decider
@@ -82,7 +82,7 @@ class Site:
         await self.operate(tenant_id, TENANT, tenant_stream(tenant_id), CreateTenant(tenant_id=tenant_id, name="Acme"))
         return tenant_id
 
-    async def issue(self, tenant_id: UUID, scopes: Sequence[str] = tuple(PERMISSIONS)) -> Account:
+    async def issue(self, tenant_id: UUID, scopes: Sequence[str] = tuple(KEY_PERMISSIONS)) -> Account:
         account_id = uuid4()
         key = new_key(tenant_id, account_id)
         command = IssueKey(key_id=key.key_id, secret_hash=key.secret_hash, scopes=tuple(scopes), name="test")

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from domain.identity.permissions import PERMISSIONS
+from domain.identity.permissions import KEY_PERMISSIONS
 from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, KeyIssued, KeyRevoked, RevokeKey, ServiceAccount
 from domain.identity.tenants import TENANT, CreateTenant, TenantCreated
 from domain.kernel.decider import Command, Decider, Event, Rejected
@@ -70,7 +70,7 @@ LATER = NOW + timedelta(days=1)
     ("given", "when", "expected"),
     [
         ([], issue(), [ISSUED]),
-        ([], issue(scopes=tuple(PERMISSIONS)), [KeyIssued("0a1b2c3d", HASH, tuple(PERMISSIONS), "bot", None, NOW)]),
+        ([], issue(scopes=tuple(KEY_PERMISSIONS)), [KeyIssued("0a1b2c3d", HASH, tuple(KEY_PERMISSIONS), "bot", None, NOW)]),
         ([], issue(expires_at=LATER), [KeyIssued("0a1b2c3d", HASH, ("usage:write",), "bot", LATER, NOW)]),
         ([ISSUED], issue(), []),
         ([ISSUED], issue(secret_hash="cd" * 32), "service.key_exists"),
