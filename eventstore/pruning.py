@@ -46,6 +46,11 @@ delete from snapshot s where s.partition = %s
 and not exists (select from event e where e.partition = %s and e.stream = s.stream and e.version = s.version)"""
 """A writer may have saved one while the rows it was folded from were pruned."""
 _FORGET_KEY = "delete from tenant_key where partition = %s and tenant_id = %s"
+_FORGET_PEOPLE = "delete from subject_key where partition = %s and tenant_id = %s"
+_FORGET_ORIGINS = "delete from origin where partition = %s and tenant_id = %s"
+_FORGET_REFUSALS = "delete from door_refusal where partition = %s and tenant_id = %s"
+_FORGET_KEY_USE = "delete from key_use where partition = %s and tenant_id = %s"
+_FORGET_TELEMETRY = "delete from telemetry where partition = %s and tenant_id = %s"
 
 
 class NotDeleted(StoreError):
@@ -53,7 +58,7 @@ class NotDeleted(StoreError):
 
 
 def prune(dsn: str, tenant_id: UUID, told: Callable[[int, int], None] = lambda _done, _whole: None, *, at_once: int = AT_ONCE) -> int:
-    """Prune what the log holds of a deleted tenant, drop its snapshots and its key; returns how many rows were pruned now.
+    """Prune what the log holds of a deleted tenant, drop its snapshots, its key and its people's; returns how many rows were pruned now.
 
     May be run again, and several at once. ``told`` hears how many positions were looked at, of how many. Raises `NotDeleted`, and
     `CorruptLog` when a row is not what its hash says: a harm that was done to the log must not be covered up by pruning it.
@@ -65,6 +70,11 @@ def prune(dsn: str, tenant_id: UUID, told: Callable[[int, int], None] = lambda _
         if not conn.execute(_DELETION, (partition, tenant_stream(tenant_id), TenantDeleted.event_name)).fetchone():
             raise NotDeleted(str(tenant_id))
         conn.execute(_FORGET_KEY, (partition, tenant_id))
+        conn.execute(_FORGET_PEOPLE, (partition, tenant_id))
+        conn.execute(_FORGET_ORIGINS, (partition, tenant_id))
+        conn.execute(_FORGET_REFUSALS, (partition, tenant_id))
+        conn.execute(_FORGET_KEY_USE, (partition, tenant_id))
+        conn.execute(_FORGET_TELEMETRY, (partition, tenant_id))
         head, pruned = _one(conn, _HEAD, (partition,)) or 0, 0
         for last in range(head, 0, -at_once):
             first = max(0, last - at_once)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from hashlib import sha256
 from typing import Any
@@ -16,16 +15,17 @@ from psycopg_pool import AsyncConnectionPool
 from domain.kernel.decider import Decider
 from eventstore.codec import Codec
 from eventstore.errors import WrongSchema
+from eventstore.keyring import Keys, StoredKeys
 from eventstore.log import PartitionLog
+from eventstore.master import MasterKeys, of_environment
 from eventstore.memory import MemoryLog
+from eventstore.origins import Origins
 from eventstore.postgres import PostgresLog, open_pool, refuse_unsafe
 from eventstore.sealing import Sealing
 from eventstore.wakeups import Notifier
 from eventstore.writer import Cached, Options, Outcome, Request, Stats, Writer
 
 _CLIENT = uuid5(NAMESPACE_URL, "holdbook:client")
-_KEEP_KEY = "insert into tenant_key (partition, tenant_id, key) values (%s, %s, %s) on conflict do nothing"
-_READ_KEY = "select key from tenant_key where partition = %s and tenant_id = %s"
 
 
 def partition_of(tenant_id: UUID, partitions: int) -> int:
@@ -49,26 +49,38 @@ class Store:
         options: Options | None = None,
         pool: AsyncConnectionPool[AsyncConnection[TupleRow]] | None = None,
         notifier: Notifier | None = None,
+        keys: Keys | None = None,
+        master: MasterKeys | None = None,
     ) -> None:
         self.codec, self.partitions, self.options, self.pool = codec, partitions, options or Options(), pool
-        self.sealing = Sealing()
+        self.master, self.sealing = master, Sealing(keys)
+        self.origins = Origins(pool, self.sealing, lambda tenant_id: partition_of(tenant_id, partitions))
         self.writers: dict[int, Writer] = {}
         self.waker = asyncio.Event()
         self.wakers = [self.waker]
         """Set whenever this process appends; see :meth:`subscribe`."""
         self._notifier, self._notifying = notifier, None if notifier is None else asyncio.create_task(notifier.run(), name="notifier")
         self._log = log
-        self._keys: dict[UUID, bytes] = {}
         self._draining = False
 
     @classmethod
     async def open(
-        cls, dsn: str, deciders: Iterable[Decider[Any]], options: Options | None = None, *, connections: int = 4, wakeups: bool = True
+        cls,
+        dsn: str,
+        deciders: Iterable[Decider[Any]],
+        options: Options | None = None,
+        *,
+        connections: int = 4,
+        wakeups: bool = True,
+        master: MasterKeys | None = None,
     ) -> Store:
         """A store on a migrated database; refuses a server that could lose acknowledged answers.
 
-        With ``wakeups`` other processes are told when this one has appended, on one connection more.
+        With ``wakeups`` other processes are told when this one has appended, on one connection more. ``master`` wraps the keys that
+        are stored; without it the one of the environment does (:func:`eventstore.master.of_environment`), and where there is none
+        either, nothing can be sealed or opened. Raises `WrongMasterKey` when the store knows another key by its id.
         """
+        master = of_environment() if master is None else master
         pool = await open_pool(dsn, size=connections)
         try:
             await refuse_unsafe(pool)
@@ -76,11 +88,14 @@ class Store:
                 row = await (await conn.execute("select partitions from store")).fetchone()
             if row is None:
                 raise WrongSchema("The store was never initialised.")
+            partitions = int(row[0])
+            keys = StoredKeys(pool, master, lambda tenant_id: partition_of(tenant_id, partitions))
+            await keys.check()
         except BaseException:
             await pool.close()
             raise
         notifier = Notifier(dsn) if wakeups else None
-        return cls(Codec(deciders), row[0], lambda partition: PostgresLog(pool, partition), options, pool, notifier)
+        return cls(Codec(deciders), partitions, lambda partition: PostgresLog(pool, partition), options, pool, notifier, keys, master)
 
     @classmethod
     def in_memory(cls, deciders: Iterable[Decider[Any]], options: Options | None = None, *, partitions: int = 1) -> Store:
@@ -122,22 +137,7 @@ class Store:
 
     async def tenant_key(self, tenant_id: UUID) -> bytes:
         """The tenant's secret for fingerprints, made when first asked for, by whichever process is first."""
-        key = self._keys.get(tenant_id)
-        if key is None:
-            key = self._keys[tenant_id] = await self._stored_key(tenant_id, os.urandom(32))
-        return key
-
-    async def _stored_key(self, tenant_id: UUID, fresh: bytes) -> bytes:
-        if self.pool is None:
-            return fresh
-        place = (partition_of(tenant_id, self.partitions), tenant_id)
-        async with self.pool.connection() as conn:
-            await conn.execute(
-                "insert into tenant_key (partition, tenant_id, key) values (%s, %s, %s) on conflict do nothing", (*place, fresh)
-            )
-            found = await (await conn.execute("select key from tenant_key where partition = %s and tenant_id = %s", place)).fetchone()
-        assert found is not None
-        return bytes(found[0])
+        return await self.sealing.tenant_key(tenant_id)
 
     def stats(self) -> Stats:
         """What all writers of this process did."""

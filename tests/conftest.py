@@ -14,6 +14,11 @@ import pytest
 
 from eventstore.embedded import EmbeddedPostgres
 
+MASTER_KEY = "test:" + "c2VhbGVkIHdpdGggYSBrZXkgdGhhdCBhbGwga25vdyE="
+"""For every store of the tests, here and in the processes they start."""
+os.environ["HOLDBOOK_MASTER_KEY"] = MASTER_KEY
+os.environ.pop("HOLDBOOK_MASTER_KEY_FILE", None)
+
 
 @contextmanager
 def reachable_directory() -> Iterator[Path]:

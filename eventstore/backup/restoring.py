@@ -36,6 +36,7 @@ _HEAD = "select position, hash from event where partition = %s order by position
 _FORGET_KEYS = """
 delete from tenant_key k where exists (
   select from event e where e.partition = k.partition and e.stream = %s || replace(k.tenant_id::text, '-', '') and e.type = %s)"""
+_FORGET_PEOPLE = _FORGET_KEYS.replace("delete from tenant_key", "delete from subject_key")
 _STREAM_PREFIX = tenant_stream(UUID(int=0)).removesuffix(UUID(int=0).hex)
 
 
@@ -164,7 +165,8 @@ def _finish(conn: Connection[Any], directory: Directory, manifest: Manifest) -> 
             _load_table(conn, directory, table)
         # Their positions are of the same moment as the log's, so they go on where they were; the epoch is the new log's.
         conn.execute("update checkpoint c set epoch = p.epoch from log_partition p where p.partition = c.partition")
-        conn.execute(_FORGET_KEYS, (_STREAM_PREFIX, TenantDeleted.event_name))
+        for forget in (_FORGET_KEYS, _FORGET_PEOPLE) if "subject_key" in {table.name for table in manifest.tables} else (_FORGET_KEYS,):
+            conn.execute(forget, (_STREAM_PREFIX, TenantDeleted.event_name))
         conn.execute("drop table holdbook_restore")
 
 

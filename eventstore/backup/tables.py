@@ -10,12 +10,19 @@ LOG = ("event", "log_partition")
 SMALL: dict[str, LiteralString] = {
     "store": "",
     "tenant_key": "",
+    "subject_key": "",
+    "master_key": "",
+    "signing_key": "",
     "checkpoint": "consumer not in (select name from {})",
     "skipped_event": "",
     "task_lane": "",
     "task": "",
     "webhook_endpoint": "",
     "webhook_delivery": "",
+    "origin": "",
+    "telemetry": "",
+    "door_refusal": "",
+    "key_use": "",
 }
 """Kept whole in every run: what cannot be folded from the log again. Of checkpoints those that are no read model's, because read models
 are built anew; the condition is on each of the registries that there are."""

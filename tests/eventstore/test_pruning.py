@@ -27,6 +27,7 @@ from eventstore.store import Store
 from tests.support.tenants import ACME, GONE, OTHER, PARTITION, account_of, create, delete, issue, leaves, opened, record, rows
 
 ROOT = Path(__file__).parents[2]
+PERSON = UUID(int=7)
 
 
 def holds(dsn: str) -> bool:
@@ -54,6 +55,8 @@ async def test_of_a_deleted_tenant_only_digests_stay(database_dsn: str) -> None:
         await record(store)
         await store.tenant_key(GONE)
         await store.tenant_key(ACME)
+        for tenant_id in (GONE, ACME):
+            await store.sealing.seal(tenant_id, PERSON, "test", "anna@example.org")
     before = rows(database_dsn)
     assert prune(database_dsn, GONE) == 2
     after = rows(database_dsn)
@@ -70,6 +73,7 @@ async def test_of_a_deleted_tenant_only_digests_stay(database_dsn: str) -> None:
     )
     assert "zebra" not in everything.lower()
     assert [tenant for (tenant,) in execute(database_dsn, "select tenant_id from tenant_key")] == [ACME]
+    assert [tenant for (tenant,) in execute(database_dsn, "select tenant_id from subject_key")] == [ACME]
     streams = {stream for (stream,) in execute(database_dsn, "select stream from snapshot")}
     assert account_of(ACME) in streams
     assert account_of(GONE) not in streams

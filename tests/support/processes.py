@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.conftest import MASTER_KEY
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,7 +25,8 @@ def free_port() -> int:
 def surroundings(dsn: str, **settings: str) -> dict[str, str]:
     """The environment of a Holdbook process on that database: nothing of the machine's own settings reaches it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HOLDBOOK_")}
-    return {**kept, "HOLDBOOK_DATABASE_URL": dsn, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **settings}
+    given = {"HOLDBOOK_DATABASE_URL": dsn, "HOLDBOOK_MASTER_KEY": MASTER_KEY, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return {**kept, **given, **settings}
 
 
 def holdbook(*arguments: str, environment: Mapping[str, str], seconds: float = 120) -> subprocess.CompletedProcess[str]:
