@@ -37,10 +37,11 @@ OVERLAP_SECONDS = 24 * 3600
 MAX_OVERLAP_SECONDS = 7 * 24 * 3600
 
 UNTOLD = (
-    "service.", "consumer.", "task.", "log.",
+    "service.", "consumer.", "task.", "log.", "user.", "login.", "signin.", "session.", "device.", "telegram_bot.",
     "webhook.registered", "webhook.changed", "webhook.secret_rotated", "webhook.test_requested", "webhook.replay_requested",
 )  # fmt: skip
-"""Types no endpoint is told of unasked: keys and the machinery are nobody's news, and an endpoint's address is not another's."""
+"""Types no endpoint is told of: keys, people's passwords and sessions and the machinery are nobody's news, and an endpoint's address is not
+another's. What is sealed in them would say nothing outside, and need not go there."""
 
 _TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*\.?")
 _VERSION = re.compile(r"\.v[0-9]+$")

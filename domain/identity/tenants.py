@@ -1,15 +1,21 @@
 """Tenants: the organisations everything belongs to.
 
 A tenant that was deleted stays deleted: nothing more is recorded for it, its id is never used again, and what the log
-held of it is pruned to digests (``eventstore.pruning``).
+held of it is pruned to digests (``eventstore.pruning``). A suspended tenant keeps everything, and its people and keys are refused at
+the door until it is resumed.
+
+A tenant knows who its owners are, those who are active: they are added and removed in one atomic batch with the change of the user
+(``domain.identity.users``), so that of two owners who take the role from each other at once one stays. A tenant that never had an owner
+may go without: its keys work for it.
 
 Names of tenants are labels for operators, kept for ever: they must not be those of natural persons.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar, assert_never
@@ -19,10 +25,18 @@ from zoneinfo import ZoneInfo
 from domain.kernel.decider import Command, Decider, Event, Rejected, event
 
 __all__ = [
-    "TENANT", "CreateTenant", "DeleteTenant", "DeletedTenant", "Tenant", "TenantDeleted", "TenantIsDeleted", "tenant_stream",
+    "PLATFORM", "TENANT", "AddOwner", "ChangeTenantSettings", "CreateTenant", "DeleteTenant", "DeletedTenant", "OwnerAdded", "OwnerRemoved",
+    "RemoveOwner", "ResumeTenant", "SuspendTenant", "Tenant", "TenantDeleted", "TenantIsDeleted", "tenant_stream",
+    "tenant_there", "tenant_told",
 ]  # fmt: skip
 
+PLATFORM = UUID("00000000-0000-4000-8000-000000000001")
+"""The tenant in which the operators of the platform live; made together with the first of them."""
+
 MAX_NAME = 100
+REGISTRATIONS = ("invited", "open")
+_LOCALE = re.compile(r"[a-z]{2,3}(-[A-Z][a-z]{3})?(-([A-Z]{2}|[0-9]{3}))?")
+_CURRENCY = re.compile(r"[A-Z]{3}")
 
 
 def tenant_stream(tenant_id: UUID) -> str:
@@ -53,6 +67,53 @@ class TenantDeleted(Event):
     at: datetime
 
 
+@event("tenant.settings_changed")
+@dataclass(frozen=True, slots=True)
+class TenantSettingsChanged(Event):
+    """The tenant's settings as they are from now on, also those that stayed."""
+
+    name: str
+    zone: str
+    locale: str
+    currency: str
+    registration: str
+    at: datetime
+
+
+@event("tenant.suspended")
+@dataclass(frozen=True, slots=True)
+class TenantSuspended(Event):
+    """The tenant's people and keys are refused from now on."""
+
+    at: datetime
+
+
+@event("tenant.resumed")
+@dataclass(frozen=True, slots=True)
+class TenantResumed(Event):
+    """The tenant's people and keys are let in again."""
+
+    at: datetime
+
+
+@event("tenant.owner_added")
+@dataclass(frozen=True, slots=True)
+class OwnerAdded(Event):
+    """A user is an active owner of the tenant."""
+
+    user_id: UUID
+    at: datetime
+
+
+@event("tenant.owner_removed")
+@dataclass(frozen=True, slots=True)
+class OwnerRemoved(Event):
+    """A user is no active owner of the tenant any more."""
+
+    user_id: UUID
+    at: datetime
+
+
 # Commands
 
 
@@ -70,8 +131,43 @@ class DeleteTenant(Command):
     tenant_id: UUID
 
 
-TenantCommand = CreateTenant | DeleteTenant
-TenantEvent = TenantCreated | TenantDeleted
+@dataclass(slots=True, kw_only=True)
+class ChangeTenantSettings(Command):
+    """``locale`` is a BCP 47 tag of language, script and region, ``currency`` an ISO 4217 code; ``registration`` says who may join."""
+
+    name: str
+    zone: str
+    locale: str
+    currency: str
+    registration: str
+
+
+@dataclass(slots=True, kw_only=True)
+class SuspendTenant(Command):
+    pass
+
+
+@dataclass(slots=True, kw_only=True)
+class ResumeTenant(Command):
+    pass
+
+
+@dataclass(slots=True, kw_only=True)
+class AddOwner(Command):
+    """Changes nothing of one who is an owner already."""
+
+    user_id: UUID
+
+
+@dataclass(slots=True, kw_only=True)
+class RemoveOwner(Command):
+    """Changes nothing of one who is no owner, so that it may go with whatever takes a user away."""
+
+    user_id: UUID
+
+
+TenantCommand = CreateTenant | DeleteTenant | ChangeTenantSettings | SuspendTenant | ResumeTenant | AddOwner | RemoveOwner
+TenantEvent = TenantCreated | TenantDeleted | TenantSettingsChanged | TenantSuspended | TenantResumed | OwnerAdded | OwnerRemoved
 
 
 # State
@@ -84,9 +180,16 @@ class NoTenant:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
+    """``owners`` are those who are active. The settings of one created before there were any are these."""
+
     tenant_id: UUID
     name: str
     zone: str
+    locale: str = "en"
+    currency: str = "EUR"
+    registration: str = "invited"
+    suspended: bool = False
+    owners: tuple[UUID, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +237,12 @@ class TenantIsDeleted(Rejected):
     frozen: ClassVar[bool] = False
 
 
+class LastOwner(Rejected):
+    """A tenant keeps its last active owner; make somebody else an owner first."""
+
+    code: ClassVar[str] = "tenant.last_owner"
+
+
 def decide_tenant(command: TenantCommand, state: TenantState) -> Sequence[Event]:
     """The checks come in this order: shape of the command, existence."""
     match command:
@@ -141,15 +250,22 @@ def decide_tenant(command: TenantCommand, state: TenantState) -> Sequence[Event]
             return _create(command, state)
         case DeleteTenant():
             return _delete(command, state)
+        case ChangeTenantSettings():
+            return _change(command, state)
+        case SuspendTenant():
+            return () if tenant_there(state).suspended else [TenantSuspended(command.at)]
+        case ResumeTenant():
+            return [TenantResumed(command.at)] if tenant_there(state).suspended else ()
+        case AddOwner():
+            return () if command.user_id in tenant_there(state).owners else [OwnerAdded(command.user_id, command.at)]
+        case RemoveOwner():
+            return _remove_owner(command, tenant_there(state))
         case _:
             assert_never(command)
 
 
 def _create(command: CreateTenant, state: TenantState) -> Sequence[Event]:
-    if not 1 <= len(command.name) <= MAX_NAME:
-        raise InvalidTenant("name")
-    if not _zone_is_known(command.zone):
-        raise InvalidTenant("zone")
+    _check_label(command)
     match state:
         case NoTenant():
             return [TenantCreated(command.tenant_id, command.name, command.zone, command.at)]
@@ -161,6 +277,49 @@ def _create(command: CreateTenant, state: TenantState) -> Sequence[Event]:
             raise TenantIsDeleted()
         case _:
             assert_never(state)
+
+
+def _check_label(command: CreateTenant | ChangeTenantSettings) -> None:
+    if not 1 <= len(command.name) <= MAX_NAME:
+        raise InvalidTenant("name")
+    if not _zone_is_known(command.zone):
+        raise InvalidTenant("zone")
+
+
+def tenant_there(state: TenantState) -> Tenant:
+    """A tenant that is there; refuses one that is not, or that was deleted."""
+    match state:
+        case NoTenant():
+            raise TenantNotFound()
+        case Tenant():
+            return state
+        case DeletedTenant():
+            raise TenantIsDeleted()
+        case _:
+            assert_never(state)
+
+
+def _change(command: ChangeTenantSettings, state: TenantState) -> Sequence[Event]:
+    _check_label(command)
+    if not _LOCALE.fullmatch(command.locale):
+        raise InvalidTenant("locale")
+    if not _CURRENCY.fullmatch(command.currency):
+        raise InvalidTenant("currency")
+    if command.registration not in REGISTRATIONS:
+        raise InvalidTenant("registration")
+    tenant = tenant_there(state)
+    wanted = command.name, command.zone, command.locale, command.currency, command.registration
+    if wanted == (tenant.name, tenant.zone, tenant.locale, tenant.currency, tenant.registration):
+        return ()
+    return [TenantSettingsChanged(*wanted, command.at)]
+
+
+def _remove_owner(command: RemoveOwner, state: Tenant) -> Sequence[Event]:
+    if command.user_id not in state.owners:
+        return ()
+    if len(state.owners) == 1:
+        raise LastOwner()
+    return [OwnerRemoved(command.user_id, command.at)]
 
 
 def _delete(command: DeleteTenant, state: TenantState) -> Sequence[Event]:
@@ -195,6 +354,25 @@ def evolve_tenant(state: TenantState, event: TenantEvent) -> TenantState:
         case TenantDeleted():
             return DeletedTenant(event.tenant_id)
         case _:
+            assert isinstance(state, Tenant)
+            return _evolve_there(state, event)
+
+
+def _evolve_there(state: Tenant, event: TenantSettingsChanged | TenantSuspended | TenantResumed | OwnerAdded | OwnerRemoved) -> Tenant:
+    match event:
+        case TenantSettingsChanged():
+            return replace(
+                state, name=event.name, zone=event.zone, locale=event.locale, currency=event.currency, registration=event.registration
+            )
+        case TenantSuspended():
+            return replace(state, suspended=True)
+        case TenantResumed():
+            return replace(state, suspended=False)
+        case OwnerAdded():
+            return replace(state, owners=(*state.owners, event.user_id))
+        case OwnerRemoved():
+            return replace(state, owners=tuple(owner for owner in state.owners if owner != event.user_id))
+        case _:
             assert_never(event)
 
 
@@ -207,8 +385,25 @@ def reply_tenant(command: TenantCommand, before: TenantState, after: TenantState
             return {"tenant_id": command.tenant_id.hex, "name": command.name, "zone": command.zone}
         case DeleteTenant():
             return {"tenant_id": command.tenant_id.hex, "status": "deleted"}
+        case ChangeTenantSettings() | SuspendTenant() | ResumeTenant():
+            return tenant_told(tenant_there(after))
+        case AddOwner() | RemoveOwner():
+            return {"user_id": command.user_id.hex, "owner": isinstance(command, AddOwner)}
         case _:
             assert_never(command)
+
+
+def tenant_told(tenant: Tenant) -> Mapping[str, Any]:
+    """A tenant and its settings, as it is answered."""
+    return {
+        "tenant_id": tenant.tenant_id.hex,
+        "name": tenant.name,
+        "zone": tenant.zone,
+        "locale": tenant.locale,
+        "currency": tenant.currency,
+        "registration": tenant.registration,
+        "status": "suspended" if tenant.suspended else "active",
+    }
 
 
 # Freeze and thaw
@@ -222,6 +417,11 @@ class FrozenTenant:
     name: str = ""
     zone: str = "UTC"
     deleted: bool = False
+    locale: str = "en"
+    currency: str = "EUR"
+    registration: str = "invited"
+    suspended: bool = False
+    owners: tuple[UUID, ...] = ()
 
 
 def freeze_tenant(state: TenantState) -> FrozenTenant:
@@ -229,7 +429,8 @@ def freeze_tenant(state: TenantState) -> FrozenTenant:
         case NoTenant():
             return FrozenTenant()
         case Tenant():
-            return FrozenTenant(state.tenant_id, state.name, state.zone)
+            settings = state.locale, state.currency, state.registration
+            return FrozenTenant(state.tenant_id, state.name, state.zone, False, *settings, state.suspended, state.owners)
         case DeletedTenant():
             return FrozenTenant(state.tenant_id, deleted=True)
         case _:
@@ -239,13 +440,16 @@ def freeze_tenant(state: TenantState) -> FrozenTenant:
 def thaw_tenant(frozen: FrozenTenant) -> TenantState:
     if frozen.tenant_id is None:
         return NoTenant()
-    return DeletedTenant(frozen.tenant_id) if frozen.deleted else Tenant(frozen.tenant_id, frozen.name, frozen.zone)
+    if frozen.deleted:
+        return DeletedTenant(frozen.tenant_id)
+    settings = frozen.locale, frozen.currency, frozen.registration
+    return Tenant(frozen.tenant_id, frozen.name, frozen.zone, *settings, frozen.suspended, frozen.owners)
 
 
 TENANT: Decider[TenantState] = Decider(
     category="tenant",
-    commands=(CreateTenant, DeleteTenant),
-    events=(TenantCreated, TenantDeleted),
+    commands=(CreateTenant, DeleteTenant, ChangeTenantSettings, SuspendTenant, ResumeTenant, AddOwner, RemoveOwner),
+    events=(TenantCreated, TenantDeleted, TenantSettingsChanged, TenantSuspended, TenantResumed, OwnerAdded, OwnerRemoved),
     initial=NoTenant(),
     decide=decide_tenant,
     evolve=evolve_tenant,
@@ -253,6 +457,6 @@ TENANT: Decider[TenantState] = Decider(
     frozen_type=FrozenTenant,
     freeze=freeze_tenant,
     thaw=thaw_tenant,
-    state_schema=2,
-    refusals=(InvalidTenant, TenantExists, TenantNotFound, TenantIsDeleted),
+    state_schema=3,
+    refusals=(InvalidTenant, TenantExists, TenantNotFound, TenantIsDeleted, LastOwner),
 )

@@ -46,11 +46,15 @@ class Commit(Command):
     used: int
     final: bool = True
     ttl_seconds: int | None = None
+    only_of: str | None = None
+    """The one subject that whoever asks may act for: a reservation of anybody else's is not there."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Rollback(Command):
     reservation_id: str
+    only_of: str | None = None
+    """As of :class:`Commit`."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -27,6 +27,7 @@ def _commit(command: Commit, state: State) -> Sequence[Event]:
         raise InvalidCommand("used")
     if command.ttl_seconds is not None and (command.final or not 1 <= command.ttl_seconds <= MAX_TTL_SECONDS):
         raise InvalidCommand("ttl_seconds")
+    _check_owner(command, state)
     state, events = _settled(state, at)
     held: Open | None = state.open.get(command.reservation_id)
     if held is None:
@@ -46,6 +47,12 @@ def _commit(command: Commit, state: State) -> Sequence[Event]:
         for tally, part in _counted_in(state, held, at):
             events += _crossings(state.terms, tally, part[1], used - left, at)
     return events
+
+
+def _check_owner(command: Commit | Rollback, state: State) -> None:
+    """Somebody else's is answered as one that there is not, so that nothing can be learned of it."""
+    if command.only_of is not None and not (isinstance(state, Quota) and state.terms.subject == command.only_of):
+        raise ReservationNotFound(reservation_id=command.reservation_id)
 
 
 def _commit_again(command: Commit, state: Quota, events: list[Event]) -> list[Event]:
@@ -83,6 +90,7 @@ def _counted_in(state: Quota, held: Open, at: datetime) -> list[tuple[Tally, Par
 
 
 def _rollback(command: Rollback, state: State) -> Sequence[Event]:
+    _check_owner(command, state)
     state, events = _settled(state, command.at)
     held: Open | None = state.open.get(command.reservation_id)
     if held is not None:

@@ -5,9 +5,26 @@ from uuid import UUID
 
 import pytest
 
+from domain.identity.operators import OPERATOR, Look, OperatorLooked, operator_stream
 from domain.identity.permissions import KEY_PERMISSIONS
 from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, KeyIssued, KeyRevoked, RevokeKey, ServiceAccount
-from domain.identity.tenants import TENANT, CreateTenant, TenantCreated
+from domain.identity.tenants import (
+    TENANT,
+    AddOwner,
+    ChangeTenantSettings,
+    CreateTenant,
+    DeleteTenant,
+    OwnerAdded,
+    OwnerRemoved,
+    RemoveOwner,
+    ResumeTenant,
+    SuspendTenant,
+    TenantCreated,
+    TenantDeleted,
+    TenantResumed,
+    TenantSettingsChanged,
+    TenantSuspended,
+)
 from domain.kernel.decider import Command, Decider, Event, Rejected
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -49,6 +66,97 @@ CREATED = TenantCreated(ACME, "Acme", "Europe/Moscow", NOW)
 )
 def test_a_tenant_is_created_once(given: list[Event], when: Command, expected: object) -> None:
     assert then(TENANT, given, when) == expected  # type: ignore[arg-type]  # state types differ by decider
+
+
+ANNA, BORIS = UUID(int=1), UUID(int=2)
+CHANGED = TenantSettingsChanged("Acme", "Europe/Moscow", "ru-RU", "RUB", "open", NOW)
+ENDED, SUSPENDED, RESUMED = TenantDeleted(ACME, NOW), TenantSuspended(NOW), TenantResumed(NOW)
+OWNED = [CREATED, OwnerAdded(ANNA, NOW)]
+
+
+def settings(
+    name: str = "Acme", zone: str = "Europe/Moscow", locale: str = "ru-RU", currency: str = "RUB", registration: str = "open"
+) -> ChangeTenantSettings:
+    return ChangeTenantSettings(name=name, zone=zone, locale=locale, currency=currency, registration=registration)
+
+
+@pytest.mark.parametrize(
+    ("given", "when", "expected"),
+    [
+        ([CREATED], settings(), [CHANGED]),
+        ([CREATED, CHANGED], settings(), []),
+        ([CREATED], settings(locale="en", currency="EUR", registration="invited"), []),
+        ([CREATED], settings(locale="zh-Hant-TW"), [TenantSettingsChanged("Acme", "Europe/Moscow", "zh-Hant-TW", "RUB", "open", NOW)]),
+        ([CREATED], settings(name=""), "tenant.invalid name"),
+        ([CREATED], settings(zone="Mars/Olympus"), "tenant.invalid zone"),
+        ([CREATED], settings(locale="russian"), "tenant.invalid locale"),
+        ([CREATED], settings(locale="ru_RU"), "tenant.invalid locale"),
+        ([CREATED], settings(currency="rub"), "tenant.invalid currency"),
+        ([CREATED], settings(currency="RUBL"), "tenant.invalid currency"),
+        ([CREATED], settings(registration="closed"), "tenant.invalid registration"),
+        ([], settings(), "tenant.not_found"),
+        ([CREATED, ENDED], settings(), "tenant.deleted"),
+        ([CREATED], SuspendTenant(), [SUSPENDED]),
+        ([CREATED, SUSPENDED], SuspendTenant(), []),
+        ([CREATED, SUSPENDED], ResumeTenant(), [RESUMED]),
+        ([CREATED], ResumeTenant(), []),
+        ([], SuspendTenant(), "tenant.not_found"),
+        ([CREATED, ENDED], ResumeTenant(), "tenant.deleted"),
+        ([CREATED, SUSPENDED], DeleteTenant(tenant_id=ACME), [ENDED]),
+    ],
+)
+def test_a_tenant_has_settings_and_may_be_suspended(given: list[Event], when: Command, expected: object) -> None:
+    assert then(TENANT, given, when) == expected  # type: ignore[arg-type]  # as above
+
+
+@pytest.mark.parametrize(
+    ("given", "when", "expected"),
+    [
+        ([CREATED], AddOwner(user_id=ANNA), [OwnerAdded(ANNA, NOW)]),
+        (OWNED, AddOwner(user_id=ANNA), []),
+        (OWNED, AddOwner(user_id=BORIS), [OwnerAdded(BORIS, NOW)]),
+        (OWNED, RemoveOwner(user_id=ANNA), "tenant.last_owner"),
+        (OWNED, RemoveOwner(user_id=BORIS), []),
+        ([CREATED], RemoveOwner(user_id=ANNA), []),
+        ([*OWNED, OwnerAdded(BORIS, NOW)], RemoveOwner(user_id=ANNA), [OwnerRemoved(ANNA, NOW)]),
+        ([*OWNED, OwnerAdded(BORIS, NOW), OwnerRemoved(ANNA, NOW)], RemoveOwner(user_id=BORIS), "tenant.last_owner"),
+        ([], AddOwner(user_id=ANNA), "tenant.not_found"),
+    ],
+)
+def test_the_last_owner_stays(given: list[Event], when: Command, expected: object) -> None:
+    assert then(TENANT, given, when) == expected  # type: ignore[arg-type]  # as above
+
+
+@pytest.mark.parametrize("more", [[], [CHANGED], [SUSPENDED], [CHANGED, *OWNED[1:], SUSPENDED, RESUMED], [ENDED]])
+def test_a_snapshot_of_a_tenant_forgets_nothing(more: list[Event]) -> None:
+    state = TENANT.initial
+    for event in [CREATED, *more]:
+        state = TENANT.evolve(state, event)
+
+    assert TENANT.thaw(TENANT.freeze(state)) == state
+
+
+LOOKED = OperatorLooked("audit", NOW)
+IN_THIS_MINUTE, BEFORE = OperatorLooked("audit", NOW + timedelta(seconds=59)), OperatorLooked("audit", NOW - timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    ("given", "when", "expected"),
+    [
+        ([], Look(what="audit"), [LOOKED]),
+        ([LOOKED], Look(what="audit"), []),
+        ([IN_THIS_MINUTE], Look(what="audit"), []),
+        ([BEFORE], Look(what="audit"), [LOOKED]),
+        ([LOOKED], Look(what="users"), [OperatorLooked("users", NOW)]),
+        ([], Look(what="anna@example.com"), "operator.look_invalid what"),
+    ],
+)
+def test_an_operators_look_is_recorded_once_a_minute(given: list[Event], when: Command, expected: object) -> None:
+    assert then(OPERATOR, given, when) == expected  # type: ignore[arg-type]  # as above
+
+
+def test_an_operator_has_a_stream_in_each_tenant() -> None:
+    assert operator_stream(ACME, ANNA) != operator_stream(UUID(int=8), ANNA)
 
 
 def issue(
