@@ -17,10 +17,12 @@ from projections.consumer import Connection, Projection, Recorded
 from projections.deleted import deleted
 from projections.reading import Model
 
-MODEL = Model("audit", shape=1)
-VERSION = 1
+MODEL = Model("audit", shape=2)
+VERSION = 2
 
-COLUMNS = ("position", "recorded_at", "actor", "stream", "type", "command_id", "ordinal", "cause", "trace")
+COLUMNS = ("position", "recorded_at", "actor", "origin", "stream", "type", "command_id", "ordinal", "cause", "trace")
+_SPLIT = {"actor": "split_part(e.actor, '@', 1)", "origin": "nullif(split_part(e.actor, '@', 2), '')"}
+"""The log has both in one column, see ``eventstore.origins``."""
 
 
 def define(metadata: MetaData, generation: int) -> None:
@@ -34,6 +36,7 @@ def define(metadata: MetaData, generation: int) -> None:
         Column("position", BigInteger, primary_key=True, autoincrement=False),
         Column("recorded_at", DateTime(timezone=True), nullable=False, comment="never goes back as positions go on"),
         Column("actor", Text(collation="C")),
+        Column("origin", Text(collation="C"), comment="an id: the address is kept elsewhere, sealed, and not for long"),
         Column("stream", Text(collation="C"), nullable=False),
         Column("type", Text(collation="C"), nullable=False),
         Column("command_id", Uuid, nullable=False),
@@ -58,7 +61,7 @@ class Audit:
         columns = ", ".join(COLUMNS)
         self._copy = f"""
             insert into audit_{generation} (partition, tenant_id, {columns})
-            select e.partition, e.tenant_id, {", ".join(f"e.{name}" for name in COLUMNS)} from event e
+            select e.partition, e.tenant_id, {", ".join(_SPLIT.get(name, f"e.{name}") for name in COLUMNS)} from event e
             where e.partition = %s and e.position > %s and e.position <= %s and e.type <> '{PRUNED}' and not exists (
               select from unnest(%b::uuid[], %b::bigint[]) as d(tenant_id, position)
               where d.tenant_id = e.tenant_id and d.position <> e.position)

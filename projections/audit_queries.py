@@ -18,6 +18,7 @@ class AuditRow(NamedTuple):
     position: int
     recorded_at: datetime
     actor: str | None
+    origin: str | None
     stream: str
     type: str
     command_id: UUID

@@ -82,6 +82,10 @@ class _Statements:
             select {row} from {quota}
             where partition = %s and tenant_id = %s and meter = %s and subject > %s
             order by subject limit %s"""
+        self.page_of_subject = f"""
+            select {row} from {quota}
+            where partition = %s and tenant_id = %s and subject = %s and meter > %s and (%s::text is null or meter = %s)
+            order by meter limit %s"""
         self.due_of = f"select stream, {FIELDS} from {reservation} {OF_STREAMS} and expires_at <= %s"
         self.seconds_of = seconds_of(generation)
         self.sums_of = f"""
@@ -137,13 +141,23 @@ class QuotaReader:
 
     @asks_again
     async def list(
-        self, tenant_id: UUID, at: datetime, meter: str | None = None, after: tuple[str, str] | None = None, limit: int = 50
+        self,
+        tenant_id: UUID,
+        at: datetime,
+        meter: str | None = None,
+        after: tuple[str, str] | None = None,
+        limit: int = 50,
+        *,
+        subject: str | None = None,
     ) -> Views:
-        """The tenant's quotas by meter and subject, behind a (meter, subject)."""
+        """The tenant's quotas by meter and subject, or one subject's, behind a (meter, subject)."""
         partition = self._reading.partition_of(tenant_id)
         async with self._reading.begin(MODEL, tenant_id) as (conn, generation):
             sql = _statements(generation)
-            if meter is None:
+            if subject is not None:
+                start = after[0] if after is not None else ""
+                rows = await self._rows(conn, sql.page_of_subject, (partition, tenant_id, subject, start, meter, meter, limit))
+            elif meter is None:
                 rows = await self._rows(conn, sql.page, (partition, tenant_id, *(after or ("", "")), limit))
             else:
                 start = "" if after is None or after[0] < meter else after[1]

@@ -90,6 +90,12 @@ class Reading:
             await conn.execute("commit")
 
     @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection for one who begins, names the tenant and ends in one text of their own."""
+        async with self._pool.connection() as conn:
+            yield conn
+
+    @asynccontextmanager
     async def as_tenant(self, tenant_id: UUID) -> AsyncIterator[Connection]:
         """A transaction of the tenant's, for tables without generations."""
         async with self._pool.connection() as conn:

@@ -1,6 +1,7 @@
 """Usage by day: what a subject used of a meter on each day of its tenant's calendar.
 
-A day is the one in the tenant's time zone that holds the event's moment; UTC until the tenant says where it lives. Of a
+A day is the one in the tenant's time zone that holds the event's moment; UTC until the tenant says where it lives, and in another
+zone what is recorded after it said so. Of a
 reservation the reserved units count on the day it began and what becomes of them on the day that happens. Sums are only ever added
 to, so a batch writes what it adds, and how the log was cut into batches leaves no trace.
 """
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from domain.identity.tenants import TenantCreated
+from domain.identity.tenants import TenantCreated, TenantSettingsChanged
 from domain.kernel.decider import Refused
 from domain.kernel.periods import Period, period
 from domain.quota import Adjusted, Committed, Consumed, Expired, Progressed, Reserved, RolledBack
@@ -138,7 +139,7 @@ class _Batch:
     new_lines: dict[str, _Line] = field(default_factory=dict)
     new_zones: dict[UUID, str] = field(default_factory=dict)
 
-    def begin_tenant(self, tenant_id: UUID, zone: str) -> None:
+    def say_zone(self, tenant_id: UUID, zone: str) -> None:
         self.zones[tenant_id] = self.new_zones[tenant_id] = zone
         for line in self.lines.values():
             if line.place.tenant_id == tenant_id:
@@ -169,7 +170,7 @@ _CHUNK = 256
 
 
 class Usage:
-    """The consumer. Names of ``cached`` streams, and zones of as many tenants, stay in memory; neither ever changes."""
+    """The consumer. Names of ``cached`` streams, and zones of as many tenants, stay in memory; a zone changes in the log alone."""
 
     name, version, starts_at_head = MODEL.name, VERSION, False
 
@@ -213,9 +214,9 @@ class Usage:
             if line is not None and line.place.tenant_id == row.tenant_id:
                 line.on(row.recorded_at)[_REFUSALS] += 1
         elif row.stream.startswith("tenant-"):
-            created = self._decode(row.type, row.payload)
-            if isinstance(created, TenantCreated):
-                batch.begin_tenant(row.tenant_id, created.zone)
+            said = self._decode(row.type, row.payload)
+            if isinstance(said, TenantCreated | TenantSettingsChanged):
+                batch.say_zone(row.tenant_id, said.zone)
         elif row.stream.startswith("quota-"):
             event: Any = self._decode(row.type, row.payload)
             if not hasattr(event, "meter"):
@@ -294,7 +295,8 @@ class _Statements:
         self.zones = f"select tenant_id, zone from {zone} where partition = %s and tenant_id = any(%b::uuid[])"
         self.put_zones = f"""
             insert into {zone} (partition, tenant_id, zone)
-            select %s::int, u.* from unnest(%b::uuid[], %b::text[]) as u(tenant_id, zone)"""
+            select %s::int, u.* from unnest(%b::uuid[], %b::text[]) as u(tenant_id, zone)
+            on conflict (partition, tenant_id) do update set zone = excluded.zone"""
         self.drop_tenant = tuple(f"delete from {table} where partition = %s and tenant_id = %s" for table in (day, stream, zone))
 
 

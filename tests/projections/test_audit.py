@@ -28,7 +28,7 @@ from projections.readers import Readers
 from tests.projections.conftest import CODEC, LIMITS, Ledger, administer, caught_up, count_events, follow, following
 
 SUBJECTS = ("anna", "boris")
-ACTORS = ("service:one", "service:two", None)
+ACTORS = ("service:one", "service:one@0a1b2c3d4e5f6071", "service:two@0a1b2c3d4e5f6071", None)  # some with an origin
 STEPS = Pace(batch=7, poll=0.02, rest=0.001)
 
 
@@ -77,7 +77,11 @@ def recorded(ledger: Ledger) -> list[AuditRow]:
     """What the log says, oldest first."""
     columns = "position, recorded_at, actor, stream, type, command_id, ordinal, cause, trace"
     rows = administer(ledger, f"select {columns} from event where tenant_id = %s order by position", (ledger.tenant,))
-    return [AuditRow._make(row) for row in rows]
+    found = []
+    for position, at, actor, *rest in rows:
+        who, _, origin = (actor or "").partition("@")
+        found.append(AuditRow(position, at, None if actor is None else who, origin or None, *rest))
+    return found
 
 
 def meant(row: AuditRow, wanted: AuditFilter) -> bool:

@@ -8,7 +8,11 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, service_account_stream
+from domain.identity.sessions import SESSION, StartSession, session_stream
 from domain.identity.tenants import TENANT, CreateTenant, tenant_stream
+from domain.identity.users import USER, CreateUser, user_stream
+from domain.sender_account import SENDER, RegisterSender, sender_stream
 from eventstore.requests import Item, Request
 from projections import schema
 from projections.catalog import PROJECTIONS
@@ -22,8 +26,19 @@ READABLE = [table.name for table in schema.tables(1).sorted_tables if table.info
 async def populated(ledger: Ledger) -> Ledger:
     await ledger.set_limits("anna", *LIMITS)
     await ledger.reserve("anna", "r")
+    await ledger.set_limits(uuid4().hex, *LIMITS)  # a person's
     command = CreateTenant(tenant_id=ledger.tenant, name="Acme", zone="Europe/Moscow")
     await ledger.store.submit(Request(ledger.tenant, uuid4(), (Item(TENANT, tenant_stream(ledger.tenant), command),), b"f"))
+    person, session = uuid4(), uuid4()
+    start = StartSession(session_id=session, user_id=person, kind="token", device=None, lifetime_seconds=9_000, idle_seconds=900)
+    key = IssueKey(key_id="0" * 8, secret_hash="0" * 64, scopes=("usage:read",), name="key")
+    items = (
+        Item(USER, user_stream(person), CreateUser(user_id=person, role="member", profile="sealed", login="ab" * 16)),
+        Item(SESSION, session_stream(session), start),
+        Item(SENDER, sender_stream(ledger.tenant, "sender"), RegisterSender(sender_id="sender", owner=person.hex)),
+        Item(SERVICE_ACCOUNT, service_account_stream(person), key),
+    )
+    await ledger.store.submit(Request(ledger.tenant, uuid4(), items, b"f"))
     await follow(ledger, *(projection.consumer(CODEC, 1) for projection in PROJECTIONS.values()))
     return ledger
 
@@ -72,7 +87,9 @@ def test_a_reader_cannot_write(populated: Ledger, as_reader: psycopg.Connection[
         as_reader.execute(statement.format(table, table))
 
 
-@pytest.mark.parametrize("table", ["event", "log_partition", "snapshot", "tenant_key", "tenant_1"])
+@pytest.mark.parametrize(
+    "table", ["event", "log_partition", "snapshot", "tenant_key", "subject_key", "signing_key", "master_key", "tenant_1"]
+)
 def test_a_reader_cannot_read_the_log_or_the_operators_tables(as_reader: psycopg.Connection[Any], table: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         as_reader.execute(f"select * from {table}")
