@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from api import tracing
+from api import masking, tracing
 from api.settings import Settings
 
 _TRACE = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)
@@ -25,9 +25,12 @@ def configure(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Any] = (
-        [structlog.processors.ExceptionRenderer(_TRACE), structlog.processors.JSONRenderer()]
+        [structlog.processors.ExceptionRenderer(_TRACE), masking.processor, structlog.processors.JSONRenderer()]
         if settings.log_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback),
+            masking.rendered,
+        ]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -28,6 +28,7 @@ from adapters.nats.server import EmbeddedNats
 from eventstore.backup.files import Directory
 from eventstore.embedded import EmbeddedPostgres
 from eventstore.store import partition_of
+from tests.conftest import MASTER_KEY
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "runbook-restore.md"
@@ -89,6 +90,7 @@ def machine(home: Path) -> Iterator[Machine]:
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "COLUMNS": "200",
+        "HOLDBOOK_MASTER_KEY": MASTER_KEY,
         "HOLDBOOK_PORT": "0",
         "HOLDBOOK_PARTITIONS": str(PARTITIONS),
         "HOLDBOOK_LOG_LEVEL": "warning",

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.conftest import MASTER_KEY
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,6 +34,7 @@ def worker(database_dsn: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen
     environment = {
         **clean,
         "HOLDBOOK_DATABASE_URL_FILE": str(tmp_path / "url"),
+        "HOLDBOOK_MASTER_KEY": MASTER_KEY,
         "HOLDBOOK_WORKER_PORT": str(port),
         "HOLDBOOK_DRAIN_DELAY_SECONDS": "3",
     }
