@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import unquote
 
 import structlog
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.hardening import Hardening, Header
 from api.lean import LeanRoute
 from api.metrics import Metrics
 from api.problems import Problem, of_error
@@ -24,8 +25,18 @@ _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"
 class Outside:
     """The outermost layer. Lean routes are called from here; everything else goes through FastAPI's own layers."""
 
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], *, metrics: Metrics, at_once: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Iterable[BaseRoute],
+        *,
+        metrics: Metrics,
+        at_once: int,
+        hardening: Hardening,
+        knock: Callable[[Scope], list[Header]],
+    ) -> None:
         self._app, self._metrics, self._at_once, self._serving = app, metrics, at_once, 0
+        self._hardening, self._knock = hardening, knock
         self._lean = {(method, route.path): route for route in routes if isinstance(route, LeanRoute) for method in route.methods or ()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,7 +52,9 @@ class Outside:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", serving.request_id)]
+                headers = message["headers"]
+                added = self._hardening.of(scope, headers)
+                message["headers"] = [*headers, *added, *scope.get(SENT_ALONG, ()), (b"x-request-id", serving.request_id)]
             await send(message)
 
         self._serving += 1
@@ -63,6 +76,12 @@ class Outside:
         if self._serving > self._at_once:
             await Problem("store.overloaded").response()(scope, receive, send)
             return
+        if scope["path"].startswith(UNKNOWN_SENDERS):
+            try:
+                scope[SENT_ALONG] = self._knock(scope)
+            except Problem as limited:
+                await limited.response()(scope, receive, send)
+                return
         route = self._lean.get((scope["method"], scope["path"]))
         if route is None:
             _keep_slashes(scope)
@@ -77,6 +96,13 @@ class Outside:
                 raise
             response = problem.response()
         await response(scope, receive, send)
+
+
+SENT_ALONG = "holdbook.headers"
+"""Where in the scope stand headers that whatever is answered shall carry."""
+
+UNKNOWN_SENDERS = ("/v1/auth/", "/auth/")
+"""Below these anybody may send without a credential, so requests are counted by the client's address."""
 
 
 def _template(scope: Scope) -> str:
