@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from api import openapi, problems
 from api.edge import Edge, Follower, Readers
+from api.hardening import Hardening
 from api.metrics import Metrics
 from api.outside import Outside
 from api.routes import ROUTERS, health
@@ -57,7 +58,14 @@ class _Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """What Starlette has, and one layer around it."""
         edge: Edge = self.state.edge
-        return Outside(super().build_middleware_stack(), self.routes, metrics=edge.metrics, at_once=edge.settings.requests_at_once)
+        return Outside(
+            super().build_middleware_stack(),
+            self.routes,
+            metrics=edge.metrics,
+            at_once=edge.settings.requests_at_once,
+            hardening=Hardening(edge.settings),
+            knock=edge.knock,
+        )
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""

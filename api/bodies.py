@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,10 @@ from api.idempotency import KEY_PATTERN
 from api.problems import Problem, invalid
 from eventstore.requests import Item
 from eventstore.sealing import Sealing
+
+if TYPE_CHECKING:
+    from api.auth import Principal
+    from eventstore.store import Store
 
 MAX_AMOUNT = 2**63 - 1
 
@@ -57,9 +61,15 @@ class CommandBody(Body):
         """The command on its stream; ``index`` is the item's place in an atomic batch."""
         raise NotImplementedError
 
-    def items(self, tenant_id: UUID, command_id: UUID) -> tuple[Item, ...]:
-        """All that is to happen at once when the command comes alone. Of several, the last one's reply is the command's."""
-        return (self.item(tenant_id, command_id, 0),)
+    def asked_by(self, principal: Principal) -> None:
+        """Fit it to who asks, before anything else is made of it: fill in what is theirs, or refuse by a `Problem`."""
+
+    async def look(self, store: Store, principal: Principal) -> None:
+        """Read what the command must be made of, or refuse by a `Problem`. What is read may change until the command is decided."""
+
+    def items(self, tenant_id: UUID, command_id: UUID, index: int = 0) -> tuple[Item, ...]:
+        """All that is to happen at once for the command. Of several, the last one's reply is the command's."""
+        return (self.item(tenant_id, command_id, index),)
 
     async def seal(self, sealing: Sealing, tenant_id: UUID, command_id: UUID) -> None:
         """Seal what is personal or secret, before :meth:`items` is asked."""

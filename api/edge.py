@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
@@ -15,8 +16,22 @@ from starlette.responses import Response
 from api import bodies, idempotency, problems, tracing
 from api.auth import Authenticator, Principal
 from api.bodies import CommandBody
+from api.guesses import Guesses
+from api.key_use import KeyUse
+from api.licensed import Showing
+from api.limits import Headers, Shield
 from api.metrics import Metrics
+from api.origin import Scope, client_address
+from api.outside import SENT_ALONG
+from api.protocol import Bounds
+from api.rates import Rates
+from api.refreshing import Rotations
+from api.refusals import Refusals
 from api.settings import Settings
+from api.token_keys import source_of
+from api.tokens import Tokens
+from domain.kernel.decider import Rejected
+from eventstore.origins import with_origin
 from eventstore.requests import Item, Outcome
 from eventstore.requests import Request as StoreRequest
 from eventstore.store import Store, client_command_id
@@ -25,6 +40,13 @@ if TYPE_CHECKING:
     from domain.quota.view import QuotaView
     from projections.audit_queries import AuditReader
     from projections.follower import Figures, Health
+    from projections.footprints import FootprintReader
+    from projections.keys import KeyReader
+    from projections.license_queries import LicenseReader
+    from projections.people import PeopleReader
+    from projections.sender_queries import SenderReader
+    from projections.sessions import SessionReader
+    from projections.telemetry import TelemetryReader
     from projections.usage_queries import UsageReader
 
 _decode = msgspec.json.decode
@@ -52,9 +74,16 @@ class Quotas(Protocol):
         ...
 
     async def list(
-        self, tenant_id: UUID, at: datetime, meter: str | None = None, after: tuple[str, str] | None = None, limit: int = 50
+        self,
+        tenant_id: UUID,
+        at: datetime,
+        meter: str | None = None,
+        after: tuple[str, str] | None = None,
+        limit: int = 50,
+        *,
+        subject: str | None = None,
     ) -> Sequence[QuotaView]:
-        """A tenant's quotas by meter and subject, behind a place in that order."""
+        """A tenant's quotas by meter and subject, or one subject's, behind a place in that order."""
         ...
 
     async def reservations(self, tenant_id: UUID, subject: str, meter: str, after: str | None = None, limit: int = 50) -> Sequence[Open]:
@@ -97,6 +126,20 @@ class Readers(Protocol):
     def audit(self) -> AuditReader: ...
     @property
     def webhooks(self) -> Deliveries: ...
+    @property
+    def licenses(self) -> LicenseReader: ...
+    @property
+    def people(self) -> PeopleReader: ...
+    @property
+    def senders(self) -> SenderReader: ...
+    @property
+    def keys(self) -> KeyReader: ...
+    @property
+    def telemetry(self) -> TelemetryReader: ...
+    @property
+    def sessions(self) -> SessionReader: ...
+    @property
+    def footprints(self) -> FootprintReader: ...
 
 
 class Follower(Protocol):
@@ -122,14 +165,48 @@ class Edge:
         self, store: Store, readers: Readers, settings: Settings, follower: Follower | None = None, metrics: Metrics | None = None
     ) -> None:
         self.store, self.readers, self.settings, self.follower = store, readers, settings, follower
-        self.authenticator = Authenticator(store)
+        self.tokens = Tokens(
+            source_of(store, settings), issuer=settings.token_issuer, audience=settings.token_audience, seconds=settings.token_seconds
+        )
+        self.authenticator = Authenticator(store, self.tokens, insecure_cookies=settings.insecure_cookies)
         self.metrics = metrics or Metrics(store)
+        self.shield, self.refusals = Shield(settings), Refusals(store)
+        self.guesses = Guesses()
+        self.rotations = Rotations()
+        self.licensed = Showing()
+        self.bounds, self.rates = Bounds.of(settings), Rates(store)
+        for counting in (self.refusals, self.bounds):
+            self.metrics.register(counting)
         if follower is not None:
             self.metrics.follow(follower)
+        self.key_use = KeyUse(store)
         self.draining = False
         # A long past is a long read: two at a time leave the writers their connections.
         self.folding = asyncio.Semaphore(2)
         self.exporting = False
+
+    def knock(self, scope: Scope) -> Headers:
+        """Count a request of whoever has no credential yet; the headers that say what is left. Raises the problem of one too many."""
+        address = client_address(scope, self.settings)
+        try:
+            return self.shield.address(address)
+        except problems.Problem:
+            self.refusals.note("rate", None, address=address)
+            raise
+
+    async def located(self, scope: Scope, headers: dict[bytes, bytes], principal: Principal) -> Principal:
+        """The sender with the place that the request came from: what is recorded says both."""
+        origin_id = await self.origin(scope, headers, principal.tenant_id, UUID(principal.account))
+        return replace(principal, actor=with_origin(principal.actor, origin_id))
+
+    async def origin(self, scope: Scope, headers: Mapping[bytes, bytes], tenant_id: UUID, person_id: UUID) -> str | None:
+        """The id of where the request comes from, see :mod:`eventstore.origins`."""
+        agent = headers.get(b"user-agent")
+        address = client_address(scope, self.settings)
+        return await self.store.origins.of(tenant_id, person_id, address, None if agent is None else agent.decode("latin-1"))
+
+
+_SAFE = frozenset({"GET", "HEAD"})
 
 
 def edge_of(request: Request) -> Edge:
@@ -150,30 +227,74 @@ async def ask(request: Request, *permissions: str) -> Asked:
     """Check who sends and whether that one may, before anything of the body is read."""
     edge = edge_of(request)
     headers: dict[bytes, bytes] = dict(request.scope["headers"])
-    principal = await edge.authenticator.principal(headers)
+    try:
+        principal = await edge.authenticator.principal(headers, request.scope["method"])
+    except problems.Problem as refused:
+        _note_stranger(edge, request.scope, refused)
+        raise
+    if principal.user_id is None:
+        edge.key_use.note(principal)
+    if principal.user_id is not None or edge.shield.counts_keys:
+        request.scope[SENT_ALONG] = _shielded(edge, request.scope, principal)
     for permission in permissions:
+        if permission not in principal.permissions:
+            edge.refusals.note("permission", principal.tenant_id, principal.credential, client_address(request.scope, edge.settings))
         principal.require(permission)
+    if request.scope["method"] not in _SAFE:
+        principal = await edge.located(request.scope, headers, principal)
     return Asked(edge, headers, principal)
+
+
+def _note_stranger(edge: Edge, scope: Scope, refused: problems.Problem) -> None:
+    """A credential that is none counts as nobody's: a tenant that it names may be made up."""
+    if refused.status in (401, 403) and refused.code != "auth.required":
+        edge.refusals.note("csrf" if refused.code == "auth.csrf" else "token", None, address=client_address(scope, edge.settings))
+
+
+def _shielded(edge: Edge, scope: Scope, principal: Principal) -> Headers:
+    try:
+        return edge.shield.key(principal) if principal.user_id is None else edge.shield.person(principal)
+    except problems.Problem:
+        edge.refusals.note("rate", principal.tenant_id, principal.credential, client_address(scope, edge.settings))
+        raise
 
 
 async def run(
     request: Request, model: type[CommandBody], path: dict[str, str] | None = None, check: Callable[[Any], None] | None = None
 ) -> Response:
     """Take one command through the store and answer with its outcome. ``check`` may refuse the body as this deployment does."""
-    edge, headers, principal = asked = await ask(request, model.permission)
+    return await take(await ask(request, model.permission), request, model, path, check)
+
+
+async def take(
+    asked: Asked,
+    request: Request,
+    model: type[CommandBody],
+    path: dict[str, str] | None = None,
+    check: Callable[[Any], None] | None = None,
+) -> Response:
+    """As :func:`run`, for one who was asked already: an operator's command is taken for the tenant that it is about."""
+    edge, headers, principal = asked
     raw = await bodies.read(request, headers, edge.settings.body_limit_bytes)
     if path is not None:
         raw = bodies.with_path(raw, path)
     body = bodies.parse(model, raw)
+    body.asked_by(principal)
     if check is not None:
         check(body)
+    await body.look(edge.store, principal)
     key = idempotency.key_of(headers, body.correlation_id, body.default_key)
     tenant_id = principal.tenant_id
     command_id = client_command_id(tenant_id, principal.account, model.operation, key)
     await body.seal(edge.store.sealing, tenant_id, command_id)
     items = body.items(tenant_id, command_id)
     print_ = await fingerprint(asked, raw, body.secret_fields, body.person(tenant_id, command_id))
-    return respond(edge, await submit(asked, command_id, items, print_, len(raw)), of_many=len(items) > 1)
+    try:
+        outcome = await submit(asked, command_id, items, print_, len(raw))
+    except Rejected as refused:
+        refused.index = None  # it was one command to whoever sent it
+        raise
+    return respond(edge, outcome, of_many=len(items) > 1)
 
 
 async def fingerprint(asked: Asked, raw: bytes, secret_fields: frozenset[str] = frozenset(), person: UUID | None = None) -> bytes:

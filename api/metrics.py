@@ -65,6 +65,9 @@ class Metrics:
             "holdbook_request_seconds", "Time to answer.", ("method", "route"), registry=self.registry, buckets=_BUCKETS
         )
         self._refusals = Counter("holdbook_refusals", "Commands refused by a rule, replays included.", ("code",), registry=self.registry)
+        self._sign_ins = Counter(
+            "holdbook_sign_ins", "Sign-ins by method and what became of them.", ("method", "result"), registry=self.registry
+        )
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.register(_Store(store))
         ProcessCollector(registry=self.registry)
@@ -97,6 +100,10 @@ class Metrics:
     def refused(self, code: str) -> None:
         """One command was refused."""
         self._refusals.labels(code).inc()
+
+    def signed_in(self, method: str, result: str) -> None:
+        """Somebody signed in, or could not. ``result`` is one of few words."""
+        self._sign_ins.labels(method, result).inc()
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from api.bodies import CommandBody
 from api.problems import CODES, MEDIA_TYPE, PREFIX
-from domain.identity.permissions import PERMISSIONS
+from domain.identity.permissions import KEY_PERMISSIONS, PERMISSIONS
 
 _REF = "#/components/schemas/{model}"
 _models: dict[str, type[Any]] = {}
@@ -31,15 +31,15 @@ _HEADERS: Mapping[str, Any] = {
     "Holdbook-Epoch": {"description": "Changes when the log lost acknowledged events.", "schema": {"type": "integer"}},
     "Idempotent-Replayed": {"description": "true when the answer was given before.", "schema": {"type": "string", "enum": ["true"]}},
 }
-_COMMON = (400, 401, 403, 413, 422, 503)
+_COMMON = (400, 401, 403, 413, 422, 429, 503)
+_NOT_OF_A_ROUTE = ("connection.", "projection.behind")
 
 
 def problem(status: int, *codes: str) -> dict[str, Any]:
-    """A problem response; each code is an example."""
-    known = [code for code, (known_status, _) in CODES.items() if known_status == status and code != "projection.behind"]
+    """A problem response; each code is an example: those named, or without any all that have the status."""
+    known = codes or [code for code, (known_status, _) in CODES.items() if known_status == status and not code.startswith(_NOT_OF_A_ROUTE)]
     examples = {
-        code: {"value": {"type": PREFIX + code, "title": CODES.get(code, (0, code))[1], "status": status, "code": code}}
-        for code in [*codes, *known]
+        code: {"value": {"type": PREFIX + code, "title": CODES.get(code, (0, code))[1], "status": status, "code": code}} for code in known
     }
     return {
         "description": "; ".join(examples),
@@ -93,7 +93,7 @@ def command(
         "operation_id": operation_id,
         "responses": responses,
         "openapi_extra": {
-            **_needs(model.permission if issubclass(model, CommandBody) else None),
+            **needs(model.permission if issubclass(model, CommandBody) else None),
             "requestBody": {"required": bool(body), "content": {"application/json": {"schema": schema, "examples": examples}}},
             "parameters": [KEY_HEADER],
         },
@@ -104,17 +104,33 @@ def query(
     reply: type[Any], operation_id: str, *, answer: Any, permission: str, found: bool = True, missing: str = "quota.not_found"
 ) -> dict[str, Any]:
     """Arguments of a route that answers a question; ``permission`` is the one that the route asks for."""
-    responses = {200: success(reply, answer, command=False), **problems(401, 403, 422, 503)}
+    responses = {200: success(reply, answer, command=False), **problems(401, 403, 422, 429, 503)}
     if found:
         responses[404] = problem(404, missing)
-    return {"operation_id": operation_id, "responses": responses, "openapi_extra": _needs(permission)}
+    return {"operation_id": operation_id, "responses": responses, "openapi_extra": needs(permission)}
 
 
 PERMISSION = "x-permission"
 """Under which name an operation tells the permission it needs; one without is for whoever has a credential, or for everybody."""
 
 
-def _needs(permission: str | None) -> dict[str, Any]:
+_SCHEMES: Mapping[str, Any] = {
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key of a service account: `hbk_...`."},
+    "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A person's access token, from signing in."},
+    "browser": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "__Host-holdbook",
+        "description": "A browser session; `X-CSRF-Token` with writes.",
+    },
+}
+
+PUBLIC: Mapping[str, Any] = {"security": []}
+"""What an operation for people without a credential has among its ``openapi_extra``."""
+
+
+def needs(permission: str | None) -> dict[str, Any]:
+    """What an operation that asks for a permission has among its ``openapi_extra``."""
     return {} if permission is None else {PERMISSION: permission}
 
 
@@ -135,17 +151,27 @@ def document(app: FastAPI) -> dict[str, Any]:
         part["required"] = [field for field in part.get("required", ()) if field not in fields]
         part["title"] = name
     schemas["Problem"] = _PROBLEM
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key: hbk_..."}}
+    components["securitySchemes"] = _SCHEMES
     for path, methods in told["paths"].items():
         for method in methods.values():
             for status in [status for status, answer in method["responses"].items() if _is_fastapis_own(answer)]:
                 method["responses"][status] = problem(int(status))
             if path.startswith("/v1/"):
-                method["security"] = [{"key": []}]
+                permission = method.get(PERMISSION)
+                method.setdefault("security", [{name: []} for name in _SCHEMES if name != "key" or permission in (None, *KEY_PERMISSIONS)])
             if permission := method.get(PERMISSION):
                 needed = f"Needs the permission `{permission}`: {PERMISSIONS[permission][:1].lower()}{PERMISSIONS[permission][1:]}"
                 method["description"] = f"{method.get('description', '')}\n\n{needed}"
+            _share(method["responses"], components.setdefault("responses", {}))
     return told
+
+
+def _share(responses: dict[str, Any], shared: dict[str, Any]) -> None:
+    """Problems that any operation may answer with stand in the document once."""
+    for status, answer in responses.items():
+        if status[0] in "45" and answer == problem(int(status)):
+            shared[f"Problem{status}"] = answer
+            responses[status] = {"$ref": f"#/components/responses/Problem{status}"}
 
 
 def _is_fastapis_own(answer: Mapping[str, Any]) -> bool:
@@ -174,5 +200,7 @@ _PROBLEM: dict[str, Any] = {
         },
         "permission": {"type": "string", "description": "The permission that is missing."},
         "limit_bytes": {"type": "integer"},
+        "policy": {"type": "string", "description": "Which limit on the number of requests says no."},
+        "retry_after": {"type": "integer", "description": "Seconds until there is room again."},
     },
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from api.tracing import SERVING
 from domain.kernel.decider import Rejected
 from eventstore.deciding import refusal_reply
 from eventstore.errors import Draining, KeyReused, Overloaded, StoreError, UnknownEventType
+from eventstore.sealing import Erased
 from projections.consumer import ProjectionBehind
 
 PREFIX = "urn:holdbook:problem:"
@@ -32,9 +35,32 @@ CODES: Mapping[str, tuple[int, str]] = {
     "idempotency.key_required": (400, "Send an Idempotency-Key header, or a correlation_id in the body."),
     "idempotency.key_invalid": (400, "An idempotency key is 1 to 255 printable ASCII characters."),
     "idempotency.key_reused": (422, "The same idempotency key was used before with another body."),
-    "auth.required": (401, "Send an API key: Authorization: Bearer hbk_..."),
+    "auth.required": (401, "Send an API key or an access token: Authorization: Bearer ..."),
     "auth.key_invalid": (401, "The API key is not known, was revoked or has expired."),
+    "auth.token_invalid": (401, "The access token is not valid here."),
+    "auth.token_expired": (401, "The access token has expired; refresh it."),
+    "auth.session_ended": (401, "The session has ended; sign in again."),
+    "auth.refresh_invalid": (401, "This is no refresh token of ours."),
+    "auth.refresh_reused": (401, "This refresh token was used before. The session has ended, because one of those who have it stole it."),
+    "auth.device_mismatch": (401, "This session belongs to another device. It has ended, because the refresh token may be stolen."),
+    "auth.user_suspended": (403, "This person is suspended; the administrators of the tenant know why."),
+    "auth.csrf": (403, "Another site may have made the browser send this. Send the header X-CSRF-Token, from /v1/auth/csrf."),
     "auth.permission_missing": (403, "This key or person may not do this."),
+    "auth.tenant_required": (400, "Name the tenant by its id: Holdbook-Tenant: <id>."),
+    "auth.sign_in_refused": (401, "Nobody can sign in with this, or not now."),
+    "auth.slow_down": (429, "Several sign-ins failed; try again after the seconds that Retry-After says."),
+    "auth.proof_used": (401, "This proof was used to sign in before; get a new one."),
+    "auth.token_not_good": (401, "This invitation or reset is not known, was used or has expired."),
+    "auth.password_wrong": (403, "The old password is not this person's."),
+    "auth.tenant_suspended": (403, "The tenant is suspended; the operators of this platform know why."),
+    "users.role_not_yours": (403, "This role is not for you to give, to take away or to act on."),
+    "auth.not_yours": (403, "A person with this role acts for themselves alone: the subject is another one."),
+    "rate.limited": (429, "Too many requests; send it again after the seconds that Retry-After says."),
+    "connection.headers_too_large": (431, "The request has more header lines, or larger ones, than this server accepts."),
+    "connection.url_too_long": (414, "The address is longer than this server accepts."),
+    "connection.too_slow": (408, "The request did not come to its end in time."),
+    "connection.too_many": (503, "Too many connections are open; connect again shortly."),
+    "connection.malformed": (400, "This is no HTTP request."),
     "route.not_found": (404, "There is nothing at this address."),
     "route.method_not_allowed": (405, "This address does not know this method."),
     "projection.behind": (503, "The read model has not reached the asked position yet; ask again."),
@@ -42,6 +68,8 @@ CODES: Mapping[str, tuple[int, str]] = {
     "store.overloaded": (503, "Too many commands are waiting; send the request again shortly with the same key."),
     "store.draining": (503, "This process is shutting down; send the request again with the same key."),
     "store.unknown_event_type": (503, "A newer version of the program wrote here; send the request again with the same key."),
+    "privacy.erased": (409, "This person was erased; nothing personal can be kept about them any more."),
+    "privacy.not_a_person": (404, "This subject is nobody whose personal data could be asked for."),
     "audit.no_key": (501, "This server has no key to sign an export with; its operators set HOLDBOOK_AUDIT_KEY_FILE."),
     "internal": (500, "Something went wrong here; the request may be sent again with the same key."),
 }
@@ -92,7 +120,17 @@ def of_refusal(told: Mapping[str, Any]) -> Problem:
     members = {name: told[name] for name in ("index", "details") if name in told}
     if (field := told.get("field")) is not None:
         members["errors"] = [{"field": field, "message": told["message"]}]
-    return Problem(told["code"], status=_STATUS_OF_KIND[told["kind"]], title=told["message"], **members)
+    problem = Problem(told["code"], status=_STATUS_OF_KIND[told["kind"]], title=told["message"], **members)
+    if (retry_at := members.get("details", {}).get("retry_at")) is not None:
+        # The document is kept for ever and says when; how long that is from now on is another number each time it is asked.
+        problem.headers["Retry-After"] = str(_seconds_until(retry_at))
+    return problem
+
+
+def _seconds_until(moment: datetime | str) -> int:
+    """From now on, rounded up; 0 when it is over. What comes from the log is a text."""
+    at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    return max(0, math.ceil((at - datetime.now(UTC)).total_seconds()))
 
 
 def of_error(error: Exception) -> Problem:
@@ -102,6 +140,8 @@ def of_error(error: Exception) -> Problem:
             return error
         case Rejected():
             return of_refusal(refusal_reply(error))
+        case Erased():
+            return Problem("privacy.erased")
         case KeyReused():
             return Problem("idempotency.key_reused")
         case StoreError() if error.retryable:
@@ -148,7 +188,7 @@ def _message(error: Mapping[str, Any]) -> str:
     return f"{message}." if message[-1:].isalnum() else message
 
 
-OUR_OWN: tuple[type[Exception], ...] = (Problem, Rejected, StoreError, ProjectionBehind, ClientDisconnect, *UNREACHABLE)
+OUR_OWN: tuple[type[Exception], ...] = (Problem, Rejected, Erased, StoreError, ProjectionBehind, ClientDisconnect, *UNREACHABLE)
 """What has an answer of its own; everything else is a bug."""
 
 

@@ -16,6 +16,7 @@ from api.app import create_app
 from api.cli import app as cli
 from api.settings import Settings
 from domain.catalog import DECIDERS
+from domain.identity.permissions import GRANTS, KEY_PERMISSIONS, PERMISSIONS, ROLES
 from domain.kernel.decider import Event, Refused, Rejected
 from eventstore.codec import stored_type
 from eventstore.store import Store
@@ -31,6 +32,7 @@ def pages() -> dict[str, str]:
         "refusals.md": _refusals(),
         "settings.md": _settings(),
         "cli.md": _cli(),
+        "roles.md": _roles(),
         "openapi.json": json.dumps(_openapi(), indent=2, ensure_ascii=False) + "\n",
     }
 
@@ -88,6 +90,23 @@ def _refusals() -> str:
         out += [f"| `{cls.code}` | {kind} | {frozen} | {_prose(cls)} |\n"]
     out.append("\n# Other problems\n\nThey leave nothing.\n\n| code | status | meaning |\n|---|---|---|\n")
     out.extend(f"| `{code}` | {status} | {title} |\n" for code, (status, title) in problems.CODES.items())
+    return "".join(out)
+
+
+def _roles() -> str:
+    out = [
+        _MADE,
+        "# Roles and permissions\n\nA person has the permissions of the role, an API key those chosen when it was issued.\n\n"
+        f"| permission | {' | '.join(ROLES)} | key | meaning |\n|---|{'---|' * (len(ROLES) + 2)}\n",
+    ]
+    for name, meaning in PERMISSIONS.items():
+        marks = ["x" if name in may else "" for may in (*ROLES.values(), KEY_PERMISSIONS)]
+        out.append(f"| `{name}` | {' | '.join(marks)} | {meaning} |\n")
+    out.append(
+        "\n# Who may give which role\n\nAnd take it away, suspend those who have it, and end their sessions. A key with `users:admin`"
+        " counts as an admin.\n\n| role | may give |\n|---|---|\n"
+    )
+    out.extend(f"| {role} | {', '.join(sorted(GRANTS.get(role, ()))) or 'none'} |\n" for role in ROLES)
     return "".join(out)
 
 

@@ -18,7 +18,11 @@ from fastapi import FastAPI
 from api.app import create_app, create_health_app
 from api.bus import publishers
 from api.delivering import open_outgoing
+from api.master_key import required
 from api.metrics import Metrics
+from api.privacy import erasing
+from api.privacy.retaining import Retaining
+from api.protocol import bounded
 from api.services import Service, running
 from api.settings import Settings
 from domain.catalog import DECIDERS, PROCESSES
@@ -56,19 +60,22 @@ def url_of(listener: socket.socket) -> str:
 @asynccontextmanager
 async def serving(app: FastAPI, settings: Settings, listener: socket.socket) -> AsyncIterator[_Server]:
     """A server that accepts; on leaving, requests under way are finished and answered."""
+    edge = app.state.edge
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=bounded(edge.bounds),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=75,
+        timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]  # it goes to call_later, which takes fractions
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     server = _Server(config)
+    keeping = asyncio.create_task(edge.refusals.run(), name="refusals")
+    using = asyncio.create_task(edge.key_use.run(), name="key_use")
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     try:
         while not server.started:
@@ -83,6 +90,10 @@ async def serving(app: FastAPI, settings: Settings, listener: socket.socket) -> 
             await asyncio.sleep(settings.drain_delay_seconds)
         server.should_exit = True
         await task
+        edge.refusals.stop()
+        await keeping
+        edge.key_use.stop()
+        await using
 
 
 def asked_to_stop() -> asyncio.Event:
@@ -119,7 +130,7 @@ async def following(dsn: str, store: Store, metrics: Metrics | None = None, sett
     async with contextlib.AsyncExitStack() as stack:
         outgoing = await open_outgoing(dsn, store, settings or Settings())
         stack.push_async_callback(outgoing.close)
-        reactors = Reactors(PROCESSES, store, dsn)
+        reactors = Reactors([*PROCESSES, erasing.completing(store)], store, dsn)
         stack.push_async_callback(reactors.close)
         tasks = Tasks(dsn, range(store.partitions), [outgoing.handler, *reactors.handlers], at_once=64)
         await asyncio.to_thread(schema.create, dsn)
@@ -132,6 +143,7 @@ async def following(dsn: str, store: Store, metrics: Metrics | None = None, sett
         scheduler = Scheduler(store, [Reservations(finder.due), deadlines], deadlines.now)
         services: list[Service] = [Listener(dsn, store.wakers), follower, scheduler, tasks, outgoing, Renewal(dsn, store.codec)]
         services += publishers(dsn, store, settings or Settings())
+        services.append(Retaining(dsn, store))
         if metrics is not None:
             metrics.register_all([*services, reactors])
         await stack.enter_async_context(running(services))
@@ -144,7 +156,8 @@ async def process(dsn: str, settings: Settings, *, follow: bool, serve: bool) ->
     from projections.readers import Readers
 
     async with contextlib.AsyncExitStack() as stack:
-        store = await Store.open(dsn, DECIDERS, settings.writer_options(), connections=settings.connections)
+        master = required(settings)
+        store = await Store.open(dsn, DECIDERS, settings.writer_options(), connections=settings.connections, master=master)
         stack.push_async_callback(store.drain)
         metrics = Metrics(store)
         follower = await stack.enter_async_context(following(dsn, store, metrics, settings)) if follow else None

@@ -7,11 +7,12 @@ of ``HOLDBOOK_DATABASE_URL``. A secret in the environment can be read by whoever
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -22,6 +23,18 @@ PREFIX = "HOLDBOOK_"
 
 class SettingsError(Exception):
     """A setting cannot be read. Names the variable, never its value."""
+
+
+def _of_networks(text: str) -> str:
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            ip_network(part)
+        except ValueError:
+            raise ValueError("Give networks such as 10.0.0.0/8, separated by commas.") from None
+    return text
+
+
+Networks = Annotated[str, AfterValidator(_of_networks)]
 
 
 class _Files(PydanticBaseSettingsSource):
@@ -70,6 +83,33 @@ class Settings(BaseSettings):
     cached_streams: int = Field(50_000, ge=1, description="Streams whose state each partition's writer keeps in memory.")
     snapshot_every: int = Field(1_000, ge=0, description="Events of a stream between snapshots; 0 makes none.")
     requests_at_once: int = Field(5_000, ge=1, description="Requests served at once; more are answered with 503.")
+    trusted_proxies: Networks = Field(
+        "",
+        description="Networks of reverse proxies, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto are believed. "
+        "Without any, nobody's are.",
+    )
+    hsts_seconds: int = Field(
+        31_536_000,
+        ge=0,
+        description="Strict-Transport-Security of answers to requests that came by TLS, here or at a trusted proxy; 0: none.",
+    )
+    rate_token_per_second: int = Field(20, ge=0, description="Requests a second of one session of a person, by process; 0: no limit.")
+    rate_user_per_minute: int = Field(100, ge=0, description="Requests a minute of one person, by process; 0: no limit.")
+    rate_key_per_second: int = Field(
+        0, ge=0, description="Requests a second by one API key, which is a service that acts for many, by process; 0: no limit."
+    )
+    rate_address_per_minute: int = Field(
+        30, ge=0, description="Requests a minute that sign in and the like from one client address, by process; 0: no limit."
+    )
+    url_limit_bytes: int = Field(8192, ge=64, description="Longest address of a request; a longer one is answered with 414.")
+    header_limit_bytes: int = Field(32_768, ge=256, description="Most bytes of a request's header lines; more are answered with 431.")
+    header_limit_count: int = Field(100, ge=4, description="Most header lines of a request; more are answered with 431.")
+    header_seconds: float = Field(10.0, gt=0, description="From the first byte of a request to the end of its headers; then 408.")
+    body_seconds: float = Field(30.0, gt=0, description="Longest silence inside a request's body; then 408.")
+    idle_seconds: float = Field(75.0, gt=0, description="For how long a connection without a request is kept open.")
+    connections_at_once: int = Field(
+        10_000, ge=1, description="Client connections of the process at once; more are answered with 503 and closed."
+    )
     worker_port: int | None = Field(
         None, ge=0, le=65535, description="Port on which a worker answers /livez, /readyz and /metrics. Without it there is none."
     )
@@ -82,7 +122,44 @@ class Settings(BaseSettings):
         "Default with the embedded PostgreSQL: audit.key in the data directory, made when it is first needed.",
         repr=False,
     )
-    default_tenant: UUID | None = Field(None, description="The tenant that the key commands mean when none is named.")
+    default_device_limit: int = Field(3, ge=0, le=100, description="Devices that may be bound to a person whom no license gives a number.")
+    master_key: str | None = Field(
+        None,
+        description="What the stored keys of tenants, people and tokens are wrapped with: lines `id:base64 of 32 bytes`, of which the "
+        "first wraps and all unwrap. Better given as HOLDBOOK_MASTER_KEY_FILE. Default with the embedded PostgreSQL: master.key in the "
+        "data directory, made on the first start; on a server of your own there is no default.",
+        repr=False,
+    )
+    token_keys: str | None = Field(
+        None,
+        description="RSA private keys that access tokens are signed with, as PEM; the first signs, all verify. Better given as "
+        "HOLDBOOK_TOKEN_KEYS_FILE, which is read again when it changes. Without it the database has them, made on the first start.",
+        repr=False,
+    )
+    token_issuer: str = Field("holdbook", min_length=1, max_length=200, description="The issuer that access tokens name (iss).")
+    token_audience: str = Field("holdbook", min_length=1, max_length=200, description="The audience that access tokens are for (aud).")
+    token_seconds: int = Field(600, ge=10, le=86_400, description="Seconds for which an access token is good.")
+    session_seconds: int = Field(
+        30 * 86_400,
+        ge=60,
+        le=366 * 86_400,
+        description="Seconds after which one must sign in again in any case; of sessions begun from now on.",
+    )
+    session_idle_seconds: int = Field(
+        7 * 86_400, ge=60, le=366 * 86_400, description="Seconds without use after which a session ends; of sessions begun from now on."
+    )
+    insecure_cookies: bool = Field(
+        False, description="Whether cookies of browser sessions are sent without TLS too. For development on one's own machine."
+    )
+    default_tenant: UUID | None = Field(
+        None, description="The tenant that the key commands, and people who sign in, mean when none is named."
+    )
+    tenant_hosts: dict[str, UUID] = Field(
+        {}, description='Which tenant\'s people sign in under which host name, as JSON: {"app.example.com": "<tenant id>"}.'
+    )
+    telegram_max_age_seconds: int = Field(
+        300, ge=1, le=86_400, description="For how long after it was made a proof of Telegram is accepted."
+    )
     webhook_source: str = Field(
         "holdbook", min_length=1, max_length=200, pattern=r"^[!-~]+$", description="The CloudEvents source that messages of webhooks carry."
     )

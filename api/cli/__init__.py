@@ -8,7 +8,22 @@ from typing import Annotated
 
 import typer
 
-from api.cli import auditing, backups, keys, projections, replaying, running, schema, tasks, tenants
+from api.cli import (
+    auditing,
+    backups,
+    keys,
+    licenses,
+    policies,
+    privacy,
+    projections,
+    replaying,
+    retention,
+    running,
+    schema,
+    tasks,
+    tenants,
+    users,
+)
 from api.cli.demo import demo
 from api.cli.doctor import doctor
 from api.cli.rebuilding import rebuild
@@ -30,10 +45,15 @@ app.command("verify")(verify)
 app.command("doctor")(doctor)
 app.command("demo")(demo)
 app.add_typer(tenants.app, name="tenant")
+app.add_typer(users.app, name="user")
 app.add_typer(keys.app, name="key")
 app.add_typer(auditing.app, name="audit")
 app.add_typer(projections.app, name="projections")
 app.add_typer(tasks.app, name="task")
+app.add_typer(privacy.app, name="privacy")
+app.add_typer(policies.app, name="policy")
+app.add_typer(licenses.app, name="license")
+retention.add_to(policies.app)
 if importlib.util.find_spec("api.cli.importing"):
     app.add_typer(importlib.import_module("api.cli.importing").app, name="import")
 

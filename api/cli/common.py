@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from api import logs
+from api.master_key import master_keys
 from api.settings import PREFIX, Settings, SettingsError
 from domain.catalog import DECIDERS
 from domain.kernel.decider import Rejected
@@ -101,7 +102,7 @@ def told() -> Iterator[None]:
 @asynccontextmanager
 async def store_at(dsn: str, chosen: Settings) -> AsyncIterator[Store]:
     """An open store, drained in the end."""
-    store = await Store.open(dsn, DECIDERS, chosen.writer_options(), connections=2)
+    store = await Store.open(dsn, DECIDERS, chosen.writer_options(), connections=2, master=master_keys(chosen))
     try:
         yield store
     finally:

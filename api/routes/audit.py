@@ -18,11 +18,21 @@ from api.bodies import MAX_AMOUNT, Body, Meter, Moment, Subject
 from api.edge import Edge, ask
 from api.openapi import query
 from api.problems import Problem, invalid
+from domain.identity.service_accounts import KeyIssued
 from domain.kernel.decider import Refused
 from domain.quota import quota_stream
 from projections.audit_queries import AuditFilter, AuditRow
 
 router = APIRouter(tags=["audit"])
+
+
+@dataclass(frozen=True, slots=True)
+class AuditOrigin:
+    """From where the command came. `id` is the same for the same place and sender; the rest is known until retention or erasure ends it."""
+
+    id: str
+    address: str | None
+    agent: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,7 @@ class AuditEntry:
     position: int
     at: datetime
     actor: str | None
+    origin: AuditOrigin | None
     stream: str
     type: str
     command_id: UUID
@@ -52,7 +63,9 @@ class AuditPage:
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
-class _AuditQuery(Body):
+class AuditQuery(Body):
+    """Which events are wanted."""
+
     # Query values are text, so they cannot be strict.
     model_config = ConfigDict(extra="forbid", strict=False)
 
@@ -82,7 +95,8 @@ _EXAMPLE: Any = {
         {
             "position": 17,
             "at": "2026-11-21T05:45:00Z",
-            "actor": "service:6f1c8f0e2b7a4c5d9e3f1a2b3c4d5e6f/0a1b2c3d",
+            "actor": "service:6f1c8f0e2b7a4c5d9e3f1a2b3c4d5e6f",
+            "origin": {"id": "5d9e3f1a2b3c4d5e", "address": "203.0.113.7", "agent": "holdbook-bot/1.0"},
             "stream": "refused-9b2f6c1e4d3a5b7c8d9e0f1a2b3c4d5e",
             "type": "command.refused",
             "command_id": "9b2f6c1e-4d3a-5b7c-8d9e-0f1a2b3c4d5e",
@@ -97,10 +111,14 @@ _EXAMPLE: Any = {
 
 
 @router.get("/v1/audit", **query(AuditPage, "audit", permission="audit:read", answer=_EXAMPLE, found=False))
-async def audit(request: Request, asked_for: Annotated[_AuditQuery, Query()]) -> Response:
+async def audit(request: Request, asked_for: Annotated[AuditQuery, Query()]) -> Response:
     """What was recorded, refusals included; filters combine. The Link header leads to the next page."""
     edge, _, principal = await ask(request, "audit:read")
-    tenant_id = principal.tenant_id
+    return await answer(request, edge, principal.tenant_id, asked_for)
+
+
+async def answer(request: Request, edge: Edge, tenant_id: UUID, asked_for: AuditQuery) -> Response:
+    """A page of what was recorded of a tenant, for whoever may see it."""
     rows = await edge.readers.audit.page(
         tenant_id,
         _filter(tenant_id, asked_for),
@@ -112,7 +130,7 @@ async def audit(request: Request, asked_for: Annotated[_AuditQuery, Query()]) ->
     return paging.page(request, {"entries": await _entries(edge, tenant_id, rows)}, last)
 
 
-def _filter(tenant_id: UUID, asked_for: _AuditQuery) -> AuditFilter:
+def _filter(tenant_id: UUID, asked_for: AuditQuery) -> AuditFilter:
     if (asked_for.meter is None) != (asked_for.subject is None):
         raise _wrong("subject" if asked_for.subject is None else "meter", "meter and subject name a quota together")
     stream = asked_for.stream
@@ -144,17 +162,27 @@ async def _entries(edge: Edge, tenant_id: UUID, rows: Sequence[AuditRow]) -> lis
     """The rows with their contents from the log. What was pruned in the meantime is left out."""
     log = edge.store.writer(tenant_id).log
     recorded = {row.position: row for row in await log.rows_at(tenant_id, [row.position for row in rows])} if rows else {}
+    known = await edge.store.origins.show(tenant_id, (row.origin for row in rows if row.origin is not None))
     return [
         AuditEntry(
             row.position,
             row.recorded_at.astimezone(UTC),
-            *row[2:],
+            row.actor,
+            None if row.origin is None else AuditOrigin(row.origin, *known.get(row.origin, (None, None))),
+            *row[4:],
             refused=_code(found.payload) if row.type == Refused.event_name else None,
-            payload=msgspec.Raw(found.payload.encode()),
+            payload=_payload(found.type, found.payload),
         )
         for row in rows
         if (found := recorded.get(row.position)) is not None and found.type == row.type
     ]
+
+
+def _payload(type_: str, payload: str) -> msgspec.Raw:
+    """As it was recorded. A key's digest is nobody's business who reads along; an export has it, or its chain would prove nothing."""
+    if type_ != KeyIssued.event_name:
+        return msgspec.Raw(payload.encode())
+    return msgspec.Raw(msgspec.json.encode({name: value for name, value in msgspec.json.decode(payload).items() if name != "secret_hash"}))
 
 
 class _Refusal(msgspec.Struct):

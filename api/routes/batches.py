@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Union
 from uuid import UUID
 
@@ -97,6 +98,8 @@ async def batch(request: Request) -> Response:
         field = next(f"commands.{i}.correlation_id" for i, command in enumerate(body.commands) if command.correlation_id is not None)
         raise problems.invalid([{"type": "key", "loc": (field,), "msg": "The key of a batch covers its items"}])
     key = idempotency.key_of(headers, body.correlation_id, lambda: None)
+    for command in body.commands:
+        command.asked_by(principal)
     print_ = await fingerprint(asked, raw)
     take = _atomic if body.atomic else _each
     return await take(asked, body.commands, key, print_, len(raw))
@@ -105,21 +108,35 @@ async def batch(request: Request) -> Response:
 async def _atomic(asked: Asked, commands: Sequence[CommandBody], key: str, print_: bytes, size: int) -> Response:
     tenant_id = asked.principal.tenant_id
     command_id = client_command_id(tenant_id, asked.principal.account, "batch", key)
-    items = []
+    items: list[Item] = []
+    whose: list[int] = []
     for index, command in enumerate(commands):
         try:
-            items.append(command.item(tenant_id, command_id, index))
+            items += command.items(tenant_id, command_id, index)
         except Rejected as refused:
             refused.index = index
             raise
+        whose += [index] * (len(items) - len(whose))
     try:
         outcome = await submit(asked, command_id, tuple(items), print_, size)
     except Rejected as refused:
-        refused.index = refused.index or 0
+        refused.index = whose[refused.index or 0]
         raise
     if len(items) == 1:
         outcome = _alone(outcome)
+    elif len(items) > len(commands):
+        outcome = _by_command(outcome, whose)
     return respond(asked.edge, outcome)
+
+
+def _by_command(outcome: Outcome, whose: list[int]) -> Outcome:
+    """The store tells of items; a client counts its commands, of which each has the reply of its last item."""
+    told = msgspec.json.decode(outcome.reply)
+    if outcome.refused:
+        told["index"] = whose[told["index"]]
+    else:
+        told["results"] = list(dict(zip(whose, told["results"], strict=True)).values())
+    return replace(outcome, reply=msgspec.json.encode(told))
 
 
 def _alone(outcome: Outcome) -> Outcome:
@@ -128,7 +145,7 @@ def _alone(outcome: Outcome) -> Outcome:
         reply = msgspec.json.encode({**msgspec.json.decode(outcome.reply), "index": 0})
     else:
         reply = b'{"results":[%b]}' % outcome.reply
-    return Outcome(reply, outcome.refused, outcome.replayed, outcome.epoch, outcome.position)
+    return replace(outcome, reply=reply)
 
 
 async def _each(asked: Asked, commands: Sequence[CommandBody], key: str, print_: bytes, size: int) -> Response:
@@ -139,12 +156,12 @@ async def _each(asked: Asked, commands: Sequence[CommandBody], key: str, print_:
     size = size // len(commands) + 1
     made = [_made(command, tenant_id, command_id) for command, command_id in zip(commands, ids, strict=True)]
     waiting = [
-        submit(asked, command_id, (item,), print_, size)
-        for item, command_id in zip(made, ids, strict=True)
-        if not isinstance(item, Exception)
+        submit(asked, command_id, items, print_, size)
+        for items, command_id in zip(made, ids, strict=True)
+        if not isinstance(items, Exception)
     ]
     outcomes = iter(await asyncio.gather(*waiting, return_exceptions=True))
-    results = [item if isinstance(item, Exception) else next(outcomes) for item in made]
+    results = [items if isinstance(items, Exception) else _of_one(next(outcomes), items) for items in made]
     taken = [result for result in results if isinstance(result, Outcome)]
     body = b'{"results":[%b]}' % b",".join([_told(asked, result) for result in results])
     headers = {}
@@ -163,18 +180,30 @@ async def _refuse_other_body(asked: Asked, ids: list[UUID], print_: bytes) -> No
         raise KeyReused
 
 
-def _made(command: CommandBody, tenant_id: UUID, command_id: UUID) -> Item | Exception:
+def _made(command: CommandBody, tenant_id: UUID, command_id: UUID) -> tuple[Item, ...] | Exception:
     try:
-        return command.item(tenant_id, command_id, 0)
+        return command.items(tenant_id, command_id)
     except Rejected as refused:
         return refused
+
+
+def _of_one(result: Outcome | BaseException, items: tuple[Item, ...]) -> Outcome | BaseException:
+    """What became of one command that took these items."""
+    if len(items) > 1 and isinstance(result, Outcome):
+        result = _by_command(result, [0] * len(items))
+        return result if result.refused else replace(result, reply=msgspec.json.encode(msgspec.json.decode(result.reply)["results"][0]))
+    if isinstance(result, Rejected):
+        result.index = None
+    return result
 
 
 def _told(asked: Asked, result: Outcome | BaseException) -> bytes:
     if isinstance(result, Outcome) and not result.refused:
         return b'{"status":200,"body":%b}' % result.reply
     if isinstance(result, Outcome):
-        problem = problems.of_refusal(msgspec.json.decode(result.reply))
+        told = msgspec.json.decode(result.reply)
+        told.pop("index", None)  # it stands at its place in the answer
+        problem = problems.of_refusal(told)
         asked.edge.metrics.refused(problem.code)
     elif isinstance(result, Exception):
         problem = of_error(result)

@@ -45,6 +45,7 @@ _LINES = {
     operation_id="export_audit",
     response_class=StreamingResponse,
     responses={200: _LINES, **openapi.problems(401, 403, 422, 501, 503)},
+    openapi_extra=openapi.needs("audit:read"),
 )
 async def export(request: Request, asked_for: Annotated[_ExportQuery, Query()]) -> Response:
     """Everything the log holds of the tenant, and of others the hashes alone: anyone can verify it with the public key.

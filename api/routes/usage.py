@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from api.bodies import Amount, AmountOrZero, Body, CommandBody, Meter, ReservationId, Subject, TtlSeconds
+from api.bodies import Amount, AmountOrZero, Body, CommandBody, Identity, Meter, ReservationId, Subject, TtlSeconds
 from api.edge import run
 from api.lean import LeanRoute
 from api.openapi import command
 from api.problems import invalid
+from api.subjects import check_subject, only_subject
+from domain.identity.licenses import LICENSE, CheckLicense, license_stream, licensed_person
 from domain.quota import (
     QUOTA,
     Commit,
@@ -26,7 +28,11 @@ from domain.quota import (
     reservation_id,
     stream_of_reservation,
 )
+from domain.sender_account import SENDER, CheckSender, sender_stream
 from eventstore.requests import Item
+
+if TYPE_CHECKING:
+    from api.auth import Principal
 
 router = APIRouter(tags=["usage"], route_class=LeanRoute)
 
@@ -45,6 +51,32 @@ class _Wanted(CommandBody):
     subject: Annotated[Subject, Field(description="Whose quota.")] = DEFAULT_SUBJECT
     meter: Annotated[Meter, Field(description="What is counted.")] = DEFAULT_METER
     mode: ModeName = "normal"
+    sender_id: Annotated[
+        Identity | None, Field(description="The sender account that is to send. Refused, and no unit taken, unless it may send now.")
+    ] = None
+
+    _senders_of: str | None = PrivateAttr(None)
+
+    def asked_by(self, principal: Principal) -> None:
+        """A person uses their own quota and names sender accounts of their own, unless their role may do it for all."""
+        only = only_subject(principal)
+        if only is not None:
+            if "subject" in self.model_fields_set:
+                check_subject(principal, self.subject)
+            self.subject = only
+        if principal.user_id is not None and "senders:others" not in principal.permissions:
+            self._senders_of = principal.user_id.hex
+
+    def items(self, tenant_id: UUID, command_id: UUID, index: int = 0) -> tuple[Item, ...]:
+        """License and sender are asked first, and nothing can happen to them until the quota was asked too."""
+        quota = super().items(tenant_id, command_id, index)
+        checks: list[Item] = []
+        if (person := licensed_person(self.subject)) is not None:
+            checks.append(Item(LICENSE, license_stream(person), CheckLicense()))
+        if self.sender_id is not None:
+            check = CheckSender(sender_id=self.sender_id, only_of=self._senders_of)
+            checks.append(Item(SENDER, sender_stream(tenant_id, self.sender_id), check))
+        return (*checks, *quota)
 
     @model_validator(mode="after")
     def one_amount(self) -> _Wanted:
@@ -100,19 +132,31 @@ class ConsumeCommand(_Wanted):
         )
 
 
-class CommitCommand(CommandBody):
-    """Say how much of a reservation was used; a final commit frees the rest."""
-
-    operation: ClassVar[str] = "commit"
+class _OfReservation(CommandBody):
     permission: ClassVar[str] = "usage:write"
 
     reservation_id: ReservationId
+
+    _only_of: str | None = PrivateAttr(None)
+
+    def asked_by(self, principal: Principal) -> None:
+        """A person ends their own reservations, unless their role may end all."""
+        self._only_of = only_subject(principal)
+
+
+class CommitCommand(_OfReservation):
+    """Say how much of a reservation was used; a final commit frees the rest."""
+
+    operation: ClassVar[str] = "commit"
+
     used: Annotated[AmountOrZero, Field(description="Units used, on top of what was committed before.")]
     final: Annotated[bool, Field(description="False keeps the reservation open for more.")] = True
     ttl_seconds: Annotated[TtlSeconds | None, Field(description="Prolongs a reservation that stays open.")] = None
 
     def item(self, tenant_id: UUID, command_id: UUID, index: int) -> Item:
-        done = Commit(reservation_id=self.reservation_id, used=self.used, final=self.final, ttl_seconds=self.ttl_seconds)
+        done = Commit(
+            reservation_id=self.reservation_id, used=self.used, final=self.final, ttl_seconds=self.ttl_seconds, only_of=self._only_of
+        )
         return Item(QUOTA, stream_of_reservation(self.reservation_id), done)
 
     def default_key(self) -> str | None:
@@ -121,16 +165,14 @@ class CommitCommand(CommandBody):
         raise invalid([{"type": "key", "loc": ("correlation_id",), "msg": "A commit that is not final needs a key of its own"}])
 
 
-class RollbackCommand(CommandBody):
+class RollbackCommand(_OfReservation):
     """Free what is left of a reservation."""
 
     operation: ClassVar[str] = "rollback"
-    permission: ClassVar[str] = "usage:write"
-
-    reservation_id: ReservationId
 
     def item(self, tenant_id: UUID, command_id: UUID, index: int) -> Item:
-        return Item(QUOTA, stream_of_reservation(self.reservation_id), Rollback(reservation_id=self.reservation_id))
+        done = Rollback(reservation_id=self.reservation_id, only_of=self._only_of)
+        return Item(QUOTA, stream_of_reservation(self.reservation_id), done)
 
     def default_key(self) -> str | None:
         return self.reservation_id
@@ -195,7 +237,7 @@ _RESERVE: dict[str, Any] = command(
         "general": {"subject": "customer-1", "meter": "tokens", "amount": 40, "ttl_seconds": 900, "correlation_id": "letter-9"},
     },
     answer=_RESERVED,
-    refusals=("quota.exceeded", "quota.too_many_open"),
+    refusals=("quota.exceeded", "quota.too_many_open", "sender.cooling_down", "sender.excluded", "license.ended"),
 )
 _COMMIT: dict[str, Any] = command(
     CommitCommand,
@@ -224,6 +266,7 @@ _CONSUME: dict[str, Any] = command(
     answer={
         "reservation_id": ID, "status": "committed", "granted": 5, "used": 5, "freed": 0, "overdrawn": 0, "remaining": 58,
     },
+    refusals=("quota.exceeded", "sender.cooling_down", "sender.excluded"),
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from api.bodies import MAX_AMOUNT, Body, Meter, Subject
 from api.edge import ask
 from api.openapi import query
 from api.problems import invalid
+from api.subjects import check_subject, only_subject
 from projections.usage_queries import KEYS, UsageLine
 
 router = APIRouter(tags=["usage"])
@@ -58,6 +59,9 @@ _EXAMPLE: Any = msgspec.to_builtins(UsageList((UsageLine(date(2026, 11, 21), "me
 async def usage_by_day(request: Request, asked_for: Annotated[_DaysQuery, Query()]) -> Response:
     """What was used, by days of the tenant's calendar. The Link header leads to the next page."""
     edge, _, principal = await ask(request, "usage:read")
+    subject = asked_for.subject or only_subject(principal)
+    if subject is not None:
+        check_subject(principal, subject)
     first, end, by = asked_for.first, asked_for.end, asked_for.by
     if not timedelta(0) < end - first <= timedelta(days=MOST_DAYS):
         raise invalid([{"type": "range", "loc": ("to",), "msg": f"1 to {MOST_DAYS} days behind from"}])
@@ -66,7 +70,7 @@ async def usage_by_day(request: Request, asked_for: Annotated[_DaysQuery, Query(
         first,
         end,
         meter=asked_for.meter,
-        subject=asked_for.subject,
+        subject=subject,
         by=by,
         after=_behind(asked_for.cursor, KEYS[by]),
         limit=asked_for.limit,

@@ -20,6 +20,7 @@ from api.outside import SLASH
 from api.problems import Problem, invalid
 from api.routes import usage
 from api.routes.quotas import MeterPath, SubjectPath
+from api.subjects import check_subject, only_subject
 from domain import quota
 from domain.quota import QUOTA, Quota, QuotaNotFound, quota_stream
 from domain.quota.view import QuotaView, view
@@ -81,7 +82,7 @@ class _ViewQuery(Body):
 
 
 class _UsageQuery(_ViewQuery):
-    subject: Subject = usage.DEFAULT_SUBJECT
+    subject: Annotated[Subject | None, Field(description="Without it `default`, or the person's own.")] = None
     meter: Meter = usage.DEFAULT_METER
 
 
@@ -115,7 +116,8 @@ def _checked(meter: str, subject: str) -> tuple[str, str]:
 async def usage_of(request: Request, asked_for: Annotated[_UsageQuery, Query()]) -> Response:
     """How a quota stands."""
     asked = await ask(request, "usage:read")
-    return await _show(asked, asked_for.meter, asked_for.subject, asked_for)
+    subject = asked_for.subject or only_subject(asked.principal) or usage.DEFAULT_SUBJECT
+    return await _show(asked, asked_for.meter, subject, asked_for)
 
 
 @router.get("/v1/quotas/{meter}/{subject}", **query(QuotaView, "get_quota", permission="usage:read", answer=VIEW_EXAMPLE))
@@ -127,10 +129,11 @@ async def get_quota(request: Request, meter: MeterPath, subject: SubjectPath, as
 
 @router.get("/v1/quotas", **query(QuotaList, "list_quotas", permission="usage:read", answer={"quotas": [VIEW_EXAMPLE]}, found=False))
 async def list_quotas(request: Request, asked_for: Annotated[_ListQuery, Query()]) -> Response:
-    """The tenant's quotas by meter and subject. The Link header leads to the next page."""
+    """The tenant's quotas by meter and subject, or a person's own. The Link header leads to the next page."""
     edge, _, principal = await ask(request, "usage:read")
     after = paging.place(asked_for.cursor, 2)
-    found = await edge.readers.quotas.list(principal.tenant_id, datetime.now(UTC), asked_for.meter, after, asked_for.limit)
+    only, now = only_subject(principal), datetime.now(UTC)
+    found = await edge.readers.quotas.list(principal.tenant_id, now, asked_for.meter, after, asked_for.limit, subject=only)
     last = (found[-1].meter, found[-1].subject) if len(found) == asked_for.limit else None
     return paging.page(request, {"quotas": found}, last)
 
@@ -144,6 +147,7 @@ async def list_reservations(
     """A quota's open reservations by id. The Link header leads to the next page."""
     edge, _, principal = await ask(request, "usage:read")
     meter, subject = _checked(meter, subject)
+    check_subject(principal, subject)
     after = paging.place(asked_for.cursor, 1)
     found = await edge.readers.quotas.reservations(principal.tenant_id, subject, meter, after[0] if after else None, asked_for.limit)
     last = (found[-1].reservation_id,) if len(found) == asked_for.limit else None
@@ -151,6 +155,7 @@ async def list_reservations(
 
 
 async def _show(asked: Asked, meter: str, subject: str, wanted: _ViewQuery) -> Response:
+    check_subject(asked.principal, subject)
     tenant_id, now = asked.principal.tenant_id, datetime.now(UTC)
     try:
         if wanted.as_of is not None:

@@ -27,7 +27,7 @@ def running(postgres_dsn: str) -> Iterator[tuple[str, str]]:
 
     administer(postgres_dsn, "create database holdbook_fuzz")
     dsn = with_database(postgres_dsn, "holdbook_fuzz")
-    chosen = Settings(port=0, partitions=4, log_level="error")
+    chosen = Settings(port=0, partitions=4, rate_address_per_minute=0, log_level="error")
     prepare(dsn, chosen)
     told: list[tuple[str, str]] = []
     ready, loop_of = threading.Event(), []

@@ -60,7 +60,11 @@ def test_tenants_and_keys_from_the_first_to_the_last(environment: dict[str, str]
     assert key_id in listed
     assert account in listed
     assert "usage:write" in listed
+    assert "never" in listed, "it was not used yet"
     assert text not in listed
+    renewed = made("key", "renew", key_id, "--account", account, "--tenant", tenant, "--overlap-hours", "1").splitlines()[-1]
+    assert renewed.split("_")[:3] == text.split("_")[:3]
+    assert {key_id, renewed.split("_")[3]} <= set(made("key", "list", tenant).split())
     made("key", "revoke", key_id, "--account", account, "--tenant", tenant)
     assert key_id not in made("key", "list", tenant)
 

@@ -1,0 +1,1 @@
+"""Telegram: what it signs, and how that is checked."""
