@@ -24,12 +24,17 @@ _KEY_LENGTH = 2 * _PREFIX_BYTES + 8  # every key is equally long, so that the le
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A kind of POST request. Headers and body may name ``{key}``, new in each request, and ``{connection}``."""
+    """A kind of request. Headers and body may name ``{key}``, new in each request, and the body ``{connection}``.
+
+    ``bearers`` are the credentials of the connections, each of which has the next.
+    """
 
     path: str
     headers: tuple[tuple[str, str], ...]
     body: str
     commands: int = 1
+    method: str = "POST"
+    bearers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Loaded:
     p99_ms: float
     bad: int
     complaint: str
+    p95_ms: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -128,7 +134,7 @@ def load(port: int, asked: Asked, connections: int, seconds: float, per_second: 
         bad = [answer.decode(errors="replace") for client in clients for answer in client.bad]
         cuts = quantiles(latencies, n=100, method="inclusive") if len(latencies) > 1 else [0.0] * 99
         commands = (len(latencies) - len(bad)) * asked.commands
-        return Loaded(commands, took, cuts[49] * 1e3, cuts[98] * 1e3, len(bad), bad[0] if bad else "")
+        return Loaded(commands, took, cuts[49] * 1e3, cuts[98] * 1e3, len(bad), bad[0] if bad else "", cuts[94] * 1e3)
 
     return uvloop.run(main())
 
@@ -137,6 +143,9 @@ def _frame(port: int, asked: Asked, connection: int) -> bytes:
     """A whole request with only the key left open."""
     body = asked.body.replace("{connection}", str(connection)).encode()
     length = len(body) + body.count(_KEY) * (_KEY_LENGTH - len(_KEY))
-    lines = [f"POST {asked.path} HTTP/1.1", f"host: 127.0.0.1:{port}", "content-type: application/json", f"content-length: {length}"]
+    lines = [f"{asked.method} {asked.path} HTTP/1.1", f"host: 127.0.0.1:{port}"]
+    lines += ["content-type: application/json", f"content-length: {length}"]
     lines += [f"{name}: {value}" for name, value in asked.headers]
+    if asked.bearers:
+        lines.append(f"authorization: Bearer {asked.bearers[connection % len(asked.bearers)]}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body

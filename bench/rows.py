@@ -58,6 +58,7 @@ _MODULES = (
     "bench.nats_rows",
     "bench.audit_rows",
     "bench.rebuild_rows",
+    "bench.license_rows",
 )
 
 
