@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-HOLDBOOK = [sys.executable, "-m", "api.cli"]
+from tests.journeys.conftest import ROOT, run
 
 
 def blocks(page: str) -> list[str]:
     return re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
-@pytest.fixture
-def environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "HOLDBOOK_DATA": str(home / "data"), "HOLDBOOK_PORT": "0", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-
-
-@pytest.fixture
-def up(environment: dict[str, str], home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`holdbook up`, and the address it says it serves."""
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen([*HOLDBOOK, "up"], env=environment, cwd=home, stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-            break
-    else:
-        pytest.fail(f"`holdbook up` ended: {said}{(home / 'log').read_text()[-2000:]}")
-    yield process, found.group()
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(30)
-    finally:
-        process.kill()
-        process.stdout.close()
-
-
-def run(environment: dict[str, str], *arguments: str) -> str:
-    return subprocess.run([*HOLDBOOK, *arguments], env=environment, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the README's example needs curl, which not every machine has")
