@@ -12,7 +12,7 @@ import re
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -44,7 +44,7 @@ from eventstore.store import Store
 PROFILE, PASSWORD = "user.profile", "user.password"
 """Purposes of what is sealed with a user's key."""
 
-_TOKEN = re.compile(r"hb([ip])_([0-9a-f]{32})_([0-9a-f]{32})_([0-9]{1,9})_([0-9]{1,12})_([A-Za-z0-9_-]{43})")
+_TOKEN = re.compile(r"hb([ip])_([0-9a-f]{32})_([0-9a-f]{32})_([0-9]{1,9})_([0-9]{1,11})_([A-Za-z0-9_-]{43})")
 _SECRETS = {"i": "invitation", "p": "password-reset"}
 
 
@@ -53,6 +53,8 @@ class Profile(msgspec.Struct, omit_defaults=True):
 
     email: str | None = None
     name: str | None = None
+    telegram: dict[str, Any] | None = None
+    """Of somebody who came by Telegram: id and user name there."""
 
 
 class Token(NamedTuple):

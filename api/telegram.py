@@ -10,7 +10,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import UUID, uuid4, uuid5
 
-import msgspec
 from fastapi import Request
 from starlette.responses import Response
 
@@ -96,8 +95,8 @@ async def _known_or_new(request: Request, tenant: Tenant, person: Person, digest
     if tenant.registration != "open":
         raise refuse(request, tenant_id, "telegram", "unknown", digest)
     user_id = uuid4()
-    clear = {"name": person.name, "telegram": {"id": person.telegram_id, "username": person.username}}
-    profile = await edge.store.sealing.seal(tenant_id, user_id, people.PROFILE, msgspec.json.encode(clear).decode())
+    clear = people.Profile(name=person.name, telegram={"id": person.telegram_id, "username": person.username})
+    profile = await people.seal_profile(edge.store.sealing, tenant_id, user_id, clear)
     return user_id, (*people.create_items(tenant_id, user_id, "member", profile, digest), success(user_id, "telegram", SignIn()))
 
 

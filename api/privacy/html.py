@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from html import escape
 from typing import Any
 
@@ -20,6 +22,7 @@ th{font-weight:600;width:12rem;color:#777}td>table{margin:0}
 .item{border:1px solid var(--line);border-radius:.4rem;padding:.3rem .7rem;margin:.4rem 0}
 .event{border-top:1px solid var(--soft);padding:.35rem 0;break-inside:avoid}.event b{margin-right:.6rem}
 .event small{color:#777;overflow-wrap:anywhere}
+@media(max-width:40rem){table,tbody,tr,th,td{display:block;width:auto}td{padding-bottom:.5rem}}
 @media print{body{max-width:none;margin:0;font-size:11px}.item{break-inside:avoid}}
 """
 _DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -29,11 +32,16 @@ HEADERS_ONLY = "; frame-ancestors 'none'"
 """What a page cannot say of itself."""
 
 
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+
+
 def _words(name: str) -> str:
     return escape(name.replace("_", " ").capitalize())
 
 
 def _value(value: Any) -> Iterator[str]:
+    if isinstance(value, tuple):
+        value = list(value)
     match value:
         case _ if value is None or value in ("", [], {}):
             yield '<span class="none">none</span>'
@@ -46,13 +54,15 @@ def _value(value: Any) -> Iterator[str]:
                 yield from _value(each)
                 yield "</td></tr>"
             yield "</table>"
-        case list() if not any(isinstance(each, dict | list) for each in value):
+        case list() if not any(isinstance(each, dict | list | tuple) for each in value):
             yield ", ".join(escape(str(each)) for each in value)
         case list():
             for each in value:
                 yield '<div class="item">'
                 yield from _value(each)
                 yield "</div>"
+        case str() if _MOMENT.fullmatch(value):
+            yield f"{datetime.fromisoformat(value):%Y-%m-%d %H:%M:%S} UTC"
         case _:
             yield escape(str(value))
 

@@ -208,17 +208,17 @@ class ChangeMe(CommandBody):
     name: PersonName | None
 
     _user_id: UUID = PrivateAttr(UUID(int=0))
-    _email: str | None = PrivateAttr(None)
+    _was: Profile = PrivateAttr(default_factory=Profile)
     _profile: str = PrivateAttr("")
 
     async def look(self, store: Store, principal: Principal) -> None:
         self._user_id = own_id(principal)
         state = await people.known_user(store, principal.tenant_id, self._user_id)
         profile = await people.open_profile(store.sealing, principal.tenant_id, self._user_id, state.profile)
-        self._email = None if profile is None else profile.email
+        self._was = profile or Profile()
 
     async def seal(self, sealing: Sealing, tenant_id: UUID, command_id: UUID) -> None:
-        self._profile = await people.seal_profile(sealing, tenant_id, self._user_id, Profile(self._email, self.name))
+        self._profile = await people.seal_profile(sealing, tenant_id, self._user_id, msgspec.structs.replace(self._was, name=self.name))
 
     def item(self, tenant_id: UUID, command_id: UUID, index: int) -> Item:
         return Item(USER, user_stream(self._user_id), ChangeProfile(profile=self._profile))

@@ -106,6 +106,9 @@ async def test_the_page_is_for_people_and_runs_nothing(site: Site) -> None:
     answer = await site.client.get(f"/v1/privacy/{user_id.hex}/export", headers={**site.account.headers, "Accept": "text/html"})
 
     page = answer.text
+    assert "({" not in page, "people read no program's brackets"
+    assert "()" not in page
+    assert not re.search(r"\dT\d\d:", page), "nor its moments"
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.headers["cache-control"] == "no-store"
     assert "default-src 'none'" in answer.headers["content-security-policy"]

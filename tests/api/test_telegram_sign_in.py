@@ -82,6 +82,20 @@ async def test_whoever_is_new_becomes_a_member_where_anybody_may_join(site: Site
     assert (await site.client.get("/v1/devices", headers=bearer(answer))).status_code == 200
 
 
+async def test_another_name_leaves_what_telegram_said(site: Site) -> None:
+    await telegram(site)
+    number = somebody()
+    answer = await send(site, widget(number))
+    user_id = UUID(answer.json()["user"]["user_id"])
+
+    changed = await site.client.put("/v1/me", json={"name": "Countess"}, headers={**bearer(answer), "Idempotency-Key": "name"})
+
+    assert changed.status_code == 200, changed.text
+    state: Active = (await site.store.state(USER, site.account.tenant_id, user_stream(user_id))).state
+    clear = await site.store.sealing.open(site.account.tenant_id, user_id, people.PROFILE, state.profile)
+    assert json.loads(clear or "") == {"name": "Countess", "telegram": {"id": number, "username": "ada_l"}}
+
+
 async def test_nothing_of_telegram_stands_in_the_log_in_clear(site: Site) -> None:
     await telegram(site)
     number = somebody()
