@@ -25,8 +25,8 @@ from api.routes.usage import ReserveCommand
 from eventstore.master import new_master_key
 
 NOTHING = "/bench/nothing"
-MASTER_KEY = new_master_key()
-"""What the stores of this run are sealed with."""
+MASTER_KEY = os.environ.get("HOLDBOOK_MASTER_KEY") or new_master_key()
+"""What the stores of this run are sealed with: the stores of this very process take it from the environment, too."""
 PROJECT = str(Path(__file__).parents[1])
 
 

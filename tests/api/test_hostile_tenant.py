@@ -165,7 +165,10 @@ COMMON = frozenset({"meter", "purpose", "kind"})
 def invented(ids: dict[str, str]) -> dict[str, str]:
     """As these, and nobody's."""
     fresh = iter(uuid4().hex * 20)
-    return {name: value if name in COMMON else re.sub(r"[0-9a-f]", lambda _: next(fresh), value) for name, value in ids.items()}
+    return {
+        name: value if name in COMMON else re.sub(r"[0-9a-f](?!\d*$)", lambda _: next(fresh), value)  # a last number counts something
+        for name, value in ids.items()
+    }
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -72,7 +72,7 @@ async def test_an_invitation_is_made_once_for_a_key_and_its_token_is_in_no_event
     assert again.headers["Idempotent-Replayed"] == "true"
     log = "".join(f"{row.payload}{row.reply}{row.stream}{row.actor}" for row in await site.rows())
     assert told["invitation_token"] not in log
-    assert told["invitation_token"].split("_")[-1] not in log
+    assert told["invitation_token"].split("_", 5)[-1] not in log
     other = await invite(site, anna(), key="k", name="Anna Karenina")
     assert other.json()["code"] == "idempotency.key_reused"
 
@@ -90,7 +90,7 @@ async def test_the_invited_become_active_and_owners_are_counted(site: Site) -> N
 
 async def test_a_token_that_was_changed_is_none(site: Site) -> None:
     token: str = (await invite(site, anna())).json()["invitation_token"]
-    kind, tenant, user, number, end, mac = token.split("_")
+    kind, tenant, user, number, end, mac = token.split("_", 5)
     forged = [
         "_".join((kind, tenant, user, number, str(int(end) + 1), mac)),
         "_".join((kind, tenant, user, "2", end, mac)),
@@ -327,7 +327,7 @@ async def test_a_reset_token_is_the_same_for_a_key_and_works_once(site: Site) ->
     assert said is not None
     assert (said.tenant_id, said.user_id, said.number) == (tenant_id, user_id, 0)
     assert await people.read_reset(sealing, token, now + timedelta(hours=1)) is None
-    assert not any(token.split("_")[-1] in f"{row.payload}{row.reply}" for row in await site.rows())
+    assert not any(token.split("_", 5)[-1] in f"{row.payload}{row.reply}" for row in await site.rows())
 
     command = SetPassword(password="sealed", version=said.number)
     outcomes = [await site.store.submit(Request(tenant_id, uuid4(), (Item(USER, user_stream(user_id), command),), b"")) for _ in range(2)]
