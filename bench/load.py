@@ -58,8 +58,10 @@ class Loaded:
 class _Connection(asyncio.Protocol):
     """One request after another, each when the one before was answered, and not before it is due."""
 
-    def __init__(self, request: Callable[[], bytes], due: Callable[[], float], ends: float, latencies: list[float]) -> None:
-        self._request, self._due, self._ends, self._latencies = request, due, ends, latencies
+    def __init__(self, request: Callable[[], bytes], latencies: list[float]) -> None:
+        self._request, self._latencies = request, latencies
+        self._due: Callable[[], float] = float
+        self._ends = 0.0
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
         self._sent = 0.0
@@ -69,6 +71,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class
+
+    def start(self, due: Callable[[], float], ends: float) -> None:
+        """Ask until the end, each time not before ``due`` says; once in any case if that is before the end."""
+        self._due, self._ends = due, ends
         self._next()
 
     def data_received(self, data: bytes) -> None:
@@ -91,7 +97,7 @@ class _Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         now, due = time.perf_counter(), self._due()
-        if max(now, due) >= self._ends:
+        if due >= self._ends or (self._sent and now >= self._ends):
             self.done.set_result(None)
             self._transport.close()
         elif due > now:
@@ -111,7 +117,6 @@ def load(port: int, asked: Asked, connections: int, seconds: float, per_second: 
         loop = asyncio.get_running_loop()
         latencies: list[float] = []
         numbers, prefix = count(), token_hex(_PREFIX_BYTES)
-        began = time.perf_counter()
 
         def requests(connection: int) -> Callable[[], bytes]:
             frame = _frame(port, asked, connection)
@@ -119,15 +124,18 @@ def load(port: int, asked: Asked, connections: int, seconds: float, per_second: 
 
         def dues(connection: int) -> Callable[[], float]:
             if per_second is None:
-                return lambda: 0.0
+                return float
             turns = count(connection, connections)
             return lambda: began + next(turns) / per_second
 
         def client(connection: int) -> Callable[[], _Connection]:
-            return lambda: _Connection(requests(connection), dues(connection), began + seconds, latencies)
+            return lambda: _Connection(requests(connection), latencies)
 
         opened = [await loop.create_connection(client(number), "127.0.0.1", port) for number in range(connections)]
         clients = [client for _, client in opened]
+        began = time.perf_counter()
+        for number, connected in enumerate(clients):
+            connected.start(dues(number), began + seconds)
         async with asyncio.timeout(seconds + _PATIENCE_SECONDS):
             await asyncio.gather(*(client.done for client in clients))
         took = time.perf_counter() - began

@@ -119,7 +119,7 @@ class Traffic:
 
         async def caller(me: int) -> None:
             nonlocal answered, errors
-            while time.time() < deadline or answered < commands:
+            while True:  # once in any case, however long it took until its turn came
                 try:
                     numbers = [pick(me) for _ in range(batch)]
                     held = await self._reserve(numbers)
@@ -130,6 +130,8 @@ class Traffic:
                     if not tolerant:
                         raise
                     errors += 1
+                if time.time() >= deadline and answered >= commands:
+                    return
 
         await asyncio.gather(*(caller(me) for me in range(callers)))
         return Driven(answered, errors, began, time.time())

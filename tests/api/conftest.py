@@ -77,8 +77,8 @@ class Site:
         found = await self.store.writer(self.account.tenant_id).log.read(0, 100_000)
         return [row for row in found if row.tenant_id == self.account.tenant_id]
 
-    async def tenant(self) -> UUID:
-        tenant_id = uuid4()
+    async def tenant(self, tenant_id: UUID | None = None) -> UUID:
+        tenant_id = tenant_id or uuid4()
         await self.operate(tenant_id, TENANT, tenant_stream(tenant_id), CreateTenant(tenant_id=tenant_id, name="Acme"))
         return tenant_id
 

@@ -37,7 +37,7 @@ def test_every_row_is_measured_and_told_as_json(
     assert [entry["name"] for entry in told] == [row.name(TINY) for group in registered() for row in group.rows]
     for entry in told:
         assert "broken" not in entry or "arrived" in entry["broken"], entry  # a busy machine may not keep the pace
-        assert entry["ratio"] > 0
+        assert entry["ratio"] > 0, entry
         assert entry["holds"] is (entry["ratio"] >= entry["target"] and "broken" not in entry)
 
 
