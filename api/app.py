@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from api import openapi, problems
 from api.edge import Edge, Follower, Readers
+from api.finding import Finding
 from api.hardening import Hardening
 from api.metrics import Metrics
 from api.outside import Outside
@@ -58,6 +59,7 @@ class _Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """What Starlette has, and one layer around it."""
         edge: Edge = self.state.edge
+        self.router.middleware_stack = Finding(self.router)
         return Outside(
             super().build_middleware_stack(),
             self.routes,
