@@ -1,7 +1,8 @@
 """What the door reads of the log, and uses for one second: whoever holds a credential need not wait for the database at each request.
 
-Reads go through two narrow lanes, one for those who are known to exist and one for those nobody heard of: a burst of invented credentials
-waits for itself, holds one connection at most, and is answered with 503 when the lane is full.
+Reads go through two lanes, one for those who are known to exist and one for those nobody heard of. The first is wide, because the store
+reads together what is asked for together; the other is narrow: a burst of invented credentials waits for itself, holds one connection at
+most, and is answered with 503 when the lane is full.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class _Found(NamedTuple, Generic[Known]):
 
 
 class _Lane(Generic[Known]):
-    """Reads, few at a time and shared by all who wait for the same one."""
+    """Reads, so many at a time, shared by all who wait for the same one."""
 
     def __init__(self, at_once: int, waiting: int) -> None:
         self._turn, self._waiting = asyncio.Semaphore(at_once), waiting
@@ -65,7 +66,7 @@ class Fresh(Generic[Known]):
         self._clock, self._remembered = clock, remembered
         self._known: OrderedDict[str, _Found[Known]] = OrderedDict()
         self._unknown: OrderedDict[str, _Found[Known]] = OrderedDict()
-        self._refreshing, self._asking = _Lane[Known](2, 1_000), _Lane[Known](1, 100)
+        self._refreshing, self._asking = _Lane[Known](1_000, 1_000), _Lane[Known](1, 100)
 
     async def get(self, place: str, read: Read[Known], *, genuine: bool = False) -> Known:
         """What was read of a place within the last second. ``genuine``: who asks has proved to come from there, and waits in no line."""

@@ -17,7 +17,7 @@ from bench import site
 from bench.http_rows import complaint, loading
 from bench.load import Asked, Loaded
 from bench.rows import Measured, Row, rows
-from bench.server import MASTER_KEY, NOTHING, running
+from bench.server import LEAN_NOTHING, MASTER_KEY, running
 from bench.stage import Helper, Stage
 from domain.catalog import DECIDERS
 from eventstore.master import LocalMasterKeys
@@ -41,14 +41,14 @@ _PLAN = {
 }
 
 
-@rows(Row(f"p95 of a route without effect, {site.CONNECTIONS} connections", "p95 of the license (3 x as long at most)", 1 / 3))
+@rows(Row(f"p95 of a lean route without effect, {site.CONNECTIONS} connections", "p95 of the license (3 x as long at most)", 1 / 3))
 async def license_read(stage: Stage) -> Sequence[Measured]:
     with stage.database() as dsn:
         place = await site.found(dsn)
         tokens = await _signed_in(dsn, place.tenant_id, site.CONNECTIONS)
         asked = Asked(LICENSE, (), "", method="GET", bearers=tokens)
         with running(dsn, "up") as port, Helper() as helper:
-            license_, nothing = await stage.in_turns(loading(helper, port, asked), loading(helper, port, place.single(NOTHING)))
+            license_, nothing = await stage.in_turns(loading(helper, port, asked), loading(helper, port, place.single(LEAN_NOTHING)))
     ours, theirs = _p95(nothing), _p95(license_)
     return [Measured(ours["median"] / theirs["median"], {"ours": ours, "theirs": theirs}, complaint(license_, nothing))]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from domain.kernel.decider import Decider
 from eventstore.codec import Codec
-from eventstore.errors import WrongSchema
+from eventstore.errors import CorruptLog, WrongSchema
 from eventstore.keyring import Keys, StoredKeys
 from eventstore.log import PartitionLog
 from eventstore.master import MasterKeys, of_environment
@@ -22,10 +22,12 @@ from eventstore.memory import MemoryLog
 from eventstore.origins import Origins
 from eventstore.postgres import PostgresLog, open_pool, refuse_unsafe
 from eventstore.sealing import Sealing
+from eventstore.together import Together
 from eventstore.wakeups import Notifier
 from eventstore.writer import Cached, Options, Outcome, Request, Stats, Writer
 
 _CLIENT = uuid5(NAMESPACE_URL, "holdbook:client")
+_Streams = tuple[str, ...]
 
 
 def partition_of(tenant_id: UUID, partitions: int) -> int:
@@ -61,6 +63,7 @@ class Store:
         """Set whenever this process appends; see :meth:`subscribe`."""
         self._notifier, self._notifying = notifier, None if notifier is None else asyncio.create_task(notifier.run(), name="notifier")
         self._log = log
+        self._reads = Together[int, _Streams, Mapping[str, Cached]](self._load)
         self._draining = False
 
     @classmethod
@@ -104,7 +107,9 @@ class Store:
 
     def writer(self, tenant_id: UUID) -> Writer:
         """The writer of the tenant's partition."""
-        partition = partition_of(tenant_id, self.partitions)
+        return self._writer(partition_of(tenant_id, self.partitions))
+
+    def _writer(self, partition: int) -> Writer:
         writer = self.writers.get(partition)
         if writer is None:
             writer = self.writers[partition] = Writer(self._log(partition), self.codec, self.options)
@@ -129,11 +134,23 @@ class Store:
 
     async def state(self, decider: Decider[Any], tenant_id: UUID, stream: str) -> Cached:
         """A stream's state as of now; version 0 when it does not exist for this tenant."""
-        return await self.writer(tenant_id).state(decider, tenant_id, stream)
+        return (await self.states(tenant_id, [(decider, stream)]))[0]
 
     async def states(self, tenant_id: UUID, wanted: Sequence[tuple[Decider[Any], str]]) -> list[Cached]:
-        """Several streams' states, read together; see :meth:`state`."""
-        return await self.writer(tenant_id).states(tenant_id, wanted)
+        """Several streams' states as of now, read together; see :meth:`state`."""
+        loaded = await self._reads.get(partition_of(tenant_id, self.partitions), tuple(stream for _, stream in wanted))
+        writer = self.writer(tenant_id)
+        return [writer.found(loaded, decider, tenant_id, stream) for decider, stream in wanted]
+
+    async def _load(self, partition: int, wanted: Sequence[_Streams]) -> Mapping[_Streams, Mapping[str, Cached] | Exception]:
+        writer = self._writer(partition)
+        try:
+            loaded = await writer.load(sorted({stream for streams in wanted for stream in streams}))
+            return dict.fromkeys(wanted, loaded)
+        except CorruptLog as error:  # which must not keep others from what is theirs
+            if len(wanted) == 1:
+                return {wanted[0]: error}
+            return {streams: (await self._load(partition, [streams]))[streams] for streams in wanted}
 
     async def tenant_key(self, tenant_id: UUID) -> bytes:
         """The tenant's secret for fingerprints, made when first asked for, by whichever process is first."""

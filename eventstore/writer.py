@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
@@ -134,20 +134,16 @@ class Writer:
         if self._snapshotting:
             await asyncio.wait(self._snapshotting)
 
-    async def state(self, decider: Decider[Any], tenant_id: UUID, stream: str) -> Cached:
-        """The stream's state as of now, folded afresh from snapshot and log; the initial state at version 0 when there is none."""
-        return (await self.states(tenant_id, [(decider, stream)]))[0]
+    async def load(self, streams: Sequence[str]) -> dict[str, Cached]:
+        """Streams as of now, folded afresh from snapshot and log."""
+        return await self._states.load(streams)
 
-    async def states(self, tenant_id: UUID, wanted: Sequence[tuple[Decider[Any], str]]) -> list[Cached]:
-        """Several streams' states, read together; see :meth:`state`."""
-        loaded = await self._states.load([stream for _, stream in wanted])
-        found = []
-        for decider, stream in wanted:
-            if self._states.unreadable(stream):
-                raise UnknownEventType(f"Stream {stream}.")
-            cached = loaded.get(stream)
-            found.append(cached if cached is not None and cached.tenant_id == tenant_id else Cached(tenant_id, 0, decider.initial))
-        return found
+    def found(self, loaded: Mapping[str, Cached], decider: Decider[Any], tenant_id: UUID, stream: str) -> Cached:
+        """A stream among those that were loaded; the initial state at version 0 when there is none of this tenant's."""
+        if self._states.unreadable(stream):
+            raise UnknownEventType(f"Stream {stream}.")
+        cached = loaded.get(stream)
+        return cached if cached is not None and cached.tenant_id == tenant_id else Cached(tenant_id, 0, decider.initial)
 
     # The writer's task
 

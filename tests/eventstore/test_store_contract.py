@@ -436,6 +436,40 @@ async def test_another_tenants_stream_does_not_exist(world: World, store: Store)
     assert (await store.state(TILL, TENANT, "till-a")).version == 1
 
 
+async def test_streams_asked_for_at_once_are_each_their_own(store: Store) -> None:
+    await store.submit(ask(("till-b", Open(room=7))))
+
+    found = await asyncio.gather(
+        store.state(TILL, TENANT, "till-a"),
+        store.state(TILL, OTHER, "till-a"),
+        store.states(TENANT, [(TILL, "till-b"), (TILL, "till-a"), (TILL, "till-none")]),
+    )
+
+    mine, others, (b, a, none) = found
+    assert (mine.version, mine.state.room) == (a.version, a.state.room) == (1, 10)
+    assert (others.version, others.state) == (0, TILL.initial)
+    assert (b.state.room, none.version) == (7, 0)
+
+
+async def test_a_stream_that_cannot_be_read_keeps_nobody_from_theirs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in (7, 8):
+        await store.submit(ask(("till-b", Open(room=room))))
+    log = store.writer(TENANT).log
+    whole = log.stream_rows
+
+    async def torn(after: Any) -> Any:
+        return [row for row in await whole(after) if (row.stream, row.version) != ("till-b", 1)]
+
+    monkeypatch.setattr(log, "stream_rows", torn)
+
+    asked = [store.state(TILL, TENANT, stream) for stream in ("till-b", "till-a")]
+    torn_one, sound = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert isinstance(torn_one, CorruptLog)
+    assert not isinstance(sound, BaseException)
+    assert sound.version == 1
+
+
 async def test_a_stream_begun_in_the_same_batch_belongs_to_its_tenant(world: World, store: Store) -> None:
     answers = await asyncio.gather(
         answer(store.submit(ask(("till-new", Open(room=1))))),

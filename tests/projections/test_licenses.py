@@ -1,5 +1,6 @@
 """The license read model: what one read by a person's key finds is what the log says, however it was folded."""
 
+import asyncio
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -9,7 +10,16 @@ import psycopg
 import pytest
 
 from domain.identity.devices import DEVICES, BindDevice, RenameDevice, SetDeviceLimit, UnbindDevice, devices_stream
-from domain.identity.licenses import LICENSE, ActiveLicense, NoLicense, SetLicense, SuspendedLicense, SuspendLicense, license_stream
+from domain.identity.licenses import (
+    LICENSE,
+    ActiveLicense,
+    NoLicense,
+    SetLicense,
+    SuspendedLicense,
+    SuspendLicense,
+    license_stream,
+    terms_of,
+)
 from domain.identity.tenants import TENANT, CreateTenant, DeleteTenant, tenant_stream
 from domain.identity.users import USER, CreateUser, EraseUser, user_stream
 from domain.kernel.decider import Command, Decider
@@ -55,6 +65,11 @@ def bind(number: int) -> BindDevice:
 
 def licensed(user_id: UUID, plan: str = "pro") -> SetLicense:
     return SetLicense(user_id=user_id, plan=plan, valid_until=None, devices=3, meters=("tokens",))
+
+
+def plan_of(row: LicenseRow) -> str | None:
+    terms = terms_of(row.license)
+    return None if terms is None else terms.plan
 
 
 async def person(ledger: Ledger, user_id: UUID) -> None:
@@ -109,6 +124,20 @@ async def test_nobody_has_nothing(ledger: Ledger, readers: Readers) -> None:
 
     for row in (found, elsewhere):
         assert (row.license, row.devices, row.quotas) == (NoLicense(), DEVICES.initial, ())
+
+
+async def test_people_asked_for_at_once_each_have_their_own(ledger: Ledger, readers: Readers) -> None:
+    await person(ledger, ANNA)
+    await operate(ledger, LICENSE, license_stream(BORIS), licensed(BORIS, "free"))
+    await follow(ledger, Licenses(CODEC))
+    wanted = [(ledger.tenant, ANNA), (ledger.tenant, BORIS), (ledger.tenant, UUID(int=0xC0)), (uuid4(), ANNA), (ledger.tenant, ANNA)]
+
+    for _ in range(2):  # the first time the generation is not known yet
+        found = await asyncio.gather(*(readers.licenses.get(tenant, who) for tenant, who in wanted))
+
+        assert [plan_of(row) for row in found] == ["pro", "free", None, None, "pro"]
+        assert [len(row.devices.bound) for row in found] == [2, 0, 0, 0, 2]
+        assert [len(row.quotas) for row in found] == [1, 0, 0, 0, 1]
 
 
 async def test_batches_of_any_size_end_in_the_same_rows(ledger: Ledger) -> None:
