@@ -9,7 +9,7 @@ demo: .venv/ready ## show what Holdbook does (ONCE=1: end after one round)
 	$(BIN)/holdbook demo $(if $(ONCE),--once)
 
 test: .venv/ready ## run the tests (ARGS="-k name" passes options to pytest)
-	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/ready ## lint, format, types, import contracts, dependencies
 	$(BIN)/ruff check

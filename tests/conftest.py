@@ -73,10 +73,33 @@ def template_database(postgres_dsn: str) -> Iterator[str]:
     administer(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture
-def database_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
-    """A fresh, migrated database that is dropped after the test."""
+@contextmanager
+def copied(postgres_dsn: str, template_database: str) -> Iterator[str]:
+    """A fresh, migrated database that is dropped in the end."""
     name = f"holdbook_test_{secrets.token_hex(8)}"
     administer(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}")
     yield with_database(postgres_dsn, name)
     administer(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
+    """A database of the test's own."""
+    with copied(postgres_dsn, template_database) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres_dsn: str, template_database: str) -> Iterator[str]:
+    """One database for a file of tests: each test has a tenant of its own, or changes nothing."""
+    with copied(postgres_dsn, template_database) as dsn:
+        yield dsn
+
+
+_LONGEST_FIRST = ("ops", "cli", "trust", "journeys", "bench", "api/test_schemathesis.py", "projections", "eventstore", "adapters")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests take longest come first, or the run would end with one process at work and the others idle."""
+    ranks = [str(Path(__file__).parent / each) for each in _LONGEST_FIRST]
+    items.sort(key=lambda item: next((rank for rank, place in enumerate(ranks) if str(item.path).startswith(place)), len(ranks)))

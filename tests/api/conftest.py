@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
-import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
@@ -27,7 +26,6 @@ from eventstore.rows import Row
 from eventstore.store import Store
 from projections import schema
 from projections.readers import Readers
-from tests.conftest import administer, with_database
 
 BODY_LIMIT = 128 * 1024
 LIMITS = {"limits": [{"limit_id": "total", "amount": 100}]}
@@ -111,15 +109,6 @@ class Site:
         answer = await self.client.put(path, json=body or LIMITS, headers=headers)
         assert answer.status_code == 200, answer.text
         return answer
-
-
-@pytest.fixture(scope="module")
-def module_database(postgres_dsn: str, template_database: str) -> Iterator[str]:
-    """One database for a file of tests: each test has a tenant of its own."""
-    name = f"holdbook_api_{uuid4().hex}"
-    administer(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}")
-    yield with_database(postgres_dsn, name)
-    administer(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -52,6 +52,8 @@ def running(postgres_dsn: str) -> Iterator[tuple[str, str]]:
 
 
 @schema.parametrize()
+# The server is a thread of this process, and its pools and followers draw from the generator that is being watched.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies:hypothesis.errors.HypothesisDeprecationWarning")
 @settings(
     max_examples=25, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck), database=None,

@@ -1,29 +1,36 @@
 """One tenant's reader sees nothing of another's, whatever the setting says; and nobody but the follower writes."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
+import pytest_asyncio
 
+from domain.catalog import DECIDERS
 from domain.identity.service_accounts import SERVICE_ACCOUNT, IssueKey, service_account_stream
 from domain.identity.sessions import SESSION, StartSession, session_stream
 from domain.identity.tenants import TENANT, CreateTenant, tenant_stream
 from domain.identity.users import USER, CreateUser, user_stream
 from domain.sender_account import SENDER, RegisterSender, sender_stream
 from eventstore.requests import Item, Request
+from eventstore.store import Store
 from projections import schema
 from projections.catalog import PROJECTIONS
-from projections.quota_queries import QuotaReader
+from projections.readers import Readers
 from tests.projections.conftest import CODEC, LIMITS, Ledger, administer, follow
 
 READABLE = [table.name for table in schema.tables(1).sorted_tables if table.info["readers"]]
 
 
-@pytest.fixture
-async def populated(ledger: Ledger) -> Ledger:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def populated(module_database: str) -> AsyncIterator[Ledger]:
+    """No test changes anything in it."""
+    schema.create(module_database)
+    store = await Store.open(module_database, DECIDERS)
+    ledger = Ledger(module_database, store, uuid4())
     await ledger.set_limits("anna", *LIMITS)
     await ledger.reserve("anna", "r")
     await ledger.set_limits(uuid4().hex, *LIMITS)  # a person's
@@ -40,7 +47,8 @@ async def populated(ledger: Ledger) -> Ledger:
     )
     await ledger.store.submit(Request(ledger.tenant, uuid4(), items, b"f"))
     await follow(ledger, *(projection.consumer(CODEC, 1) for projection in PROJECTIONS.values()))
-    return ledger
+    yield ledger
+    await store.drain()
 
 
 @pytest.fixture
@@ -95,7 +103,9 @@ def test_a_reader_cannot_read_the_log_or_the_operators_tables(as_reader: psycopg
         as_reader.execute(f"select * from {table}")
 
 
-async def test_a_readers_question_about_another_tenant_finds_nothing(populated: Ledger, reader: QuotaReader) -> None:
+async def test_a_readers_question_about_another_tenant_finds_nothing(populated: Ledger) -> None:
+    readers = await Readers.open(populated.dsn)
+    reader = readers.quotas
     stranger = Ledger(populated.dsn, populated.store, uuid4())
     while stranger.partition != populated.partition:  # even in the same partition
         stranger.tenant = uuid4()
@@ -104,6 +114,7 @@ async def test_a_readers_question_about_another_tenant_finds_nothing(populated: 
     assert await reader.get(stranger.tenant, "anna", "tokens", populated.now) is None
     assert await reader.list(stranger.tenant, populated.now) == []
     assert await reader.reservations(stranger.tenant, "anna", "tokens") == []
+    await readers.close()
 
 
 def test_every_table_of_every_generation_forces_row_security(populated: Ledger) -> None:
