@@ -19,9 +19,7 @@ class Finding:
         self._rest = router.app
         self._beginning: dict[str, list[BaseRoute]] = defaultdict(list)
         for route in router.routes:
-            beginning = _beginning(getattr(route, "path", "{}"))
-            if "{" not in beginning:
-                self._beginning[beginning].append(route)
+            self._beginning[_beginning(getattr(route, "path", ""))].append(route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
