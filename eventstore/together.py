@@ -64,7 +64,7 @@ class Together(Generic[Group, Key, Found]):
                 _tell(future, error)
         finally:
             for future in asked.values():
-                future.cancel()  # if the process ends; a future that is done stays as it is
+                future.cancel()  # if the process ends; one that is done stays as it is, and is nobody's news if all who asked are gone
 
 
 def _tell(future: asyncio.Future[Found], found: Found | Exception) -> None:
@@ -72,6 +72,5 @@ def _tell(future: asyncio.Future[Found], found: Found | Exception) -> None:
         return
     if isinstance(found, Exception):
         future.set_exception(found)
-        future.exception()  # all who asked may be gone
     else:
         future.set_result(found)

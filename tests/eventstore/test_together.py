@@ -159,7 +159,8 @@ async def test_a_failure_after_all_have_gone_is_nobodys_news() -> None:
     await settled()
     source.gate.set()
     await settled()
-    source.failure = None  # whose traceback holds all that it went through
+    source.failure = None  # whose traceback holds all that it went through, as the task's does
+    del gone
     gc.collect()
 
     assert told == []
