@@ -4,61 +4,66 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
+from functools import cache
 from typing import Annotated
 
 import typer
 
-from api.cli import (
-    auditing,
-    backups,
-    keys,
-    licenses,
-    policies,
-    privacy,
-    projections,
-    replaying,
-    retention,
-    running,
-    schema,
-    tasks,
-    tenants,
-    users,
-)
-from api.cli.demo import demo
-from api.cli.doctor import doctor
-from api.cli.rebuilding import rebuild
-from api.cli.verifying import verify
-
-app = typer.Typer(
-    name="holdbook", help="An event-sourced ledger for quotas, on PostgreSQL.", no_args_is_help=True, pretty_exceptions_enable=False
-)
-app.command("up")(running.up)
-app.command("serve")(running.serve)
-app.command("worker")(running.worker)
-app.command("init")(schema.init)
-app.command("migrate")(schema.migrate)
-app.command("backup")(backups.backup)
-app.command("restore")(backups.restore)
-app.command("replay")(replaying.replay)
-app.command("rebuild")(rebuild)
-app.command("verify")(verify)
-app.command("doctor")(doctor)
-app.command("demo")(demo)
-app.add_typer(tenants.app, name="tenant")
-app.add_typer(users.app, name="user")
-app.add_typer(keys.app, name="key")
-app.add_typer(auditing.app, name="audit")
-app.add_typer(projections.app, name="projections")
-app.add_typer(tasks.app, name="task")
-app.add_typer(privacy.app, name="privacy")
-app.add_typer(policies.app, name="policy")
-app.add_typer(licenses.app, name="license")
-retention.add_to(policies.app)
-if importlib.util.find_spec("api.cli.importing"):
-    app.add_typer(importlib.import_module("api.cli.importing").app, name="import")
+_COMMANDS = {
+    "up": "running",
+    "serve": "running",
+    "worker": "running",
+    "init": "schema",
+    "migrate": "schema",
+    "backup": "backups",
+    "restore": "backups",
+    "replay": "replaying",
+    "rebuild": "rebuilding",
+    "verify": "verifying",
+    "doctor": "doctor",
+    "demo": "demo",
+}
+"""The module that has a command, as a function of the same name."""
+_GROUPS = {
+    "tenant": "tenants",
+    "user": "users",
+    "key": "keys",
+    "audit": "auditing",
+    "projections": "projections",
+    "task": "tasks",
+    "privacy": "privacy",
+    "policy": "policies",
+    "license": "licenses",
+    "import": "importing",
+}
+"""The module that has a group of commands, as its ``app``."""
 
 
-@app.command("bench")
+def made(word: str | None = None) -> typer.Typer:
+    """The whole command, or what of it begins with one word: a short command takes longer to import what it does not need than to work."""
+    known = {*_COMMANDS, *_GROUPS, "bench"}
+    words = {word} & known or known
+    app = typer.Typer(
+        name="holdbook", help="An event-sourced ledger for quotas, on PostgreSQL.", no_args_is_help=True, pretty_exceptions_enable=False
+    )
+    for name, module in _COMMANDS.items():
+        if name in words:
+            app.command(name)(getattr(importlib.import_module(f"api.cli.{module}"), name))
+    for name, module in _GROUPS.items():
+        if name in words and importlib.util.find_spec(f"api.cli.{module}"):
+            app.add_typer(importlib.import_module(f"api.cli.{module}").app, name=name)
+    if "bench" in words:
+        app.command("bench")(bench)
+    if len(words) == 1:
+        app.callback()(_alone)
+    return app
+
+
+def _alone() -> None:
+    """Without it a single command would stand for the whole."""
+
+
 def bench(
     json: Annotated[bool, typer.Option("--json", help="A list of {name, ratio, target, holds}.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Within two minutes.")] = False,
@@ -67,6 +72,18 @@ def bench(
     importlib.import_module("bench.main").run(as_json=json, quick=quick)
 
 
+@cache
+def _whole() -> typer.Typer:
+    return made()
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """``app`` is the whole command."""
+    if name != "app":
+        raise AttributeError(name)
+    return _whole()
+
+
 def main() -> None:
     """Entry point."""
-    app()
+    made(sys.argv[1] if len(sys.argv) > 1 else None)()

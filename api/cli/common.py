@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 from uuid import UUID, uuid4
 
 import msgspec
@@ -30,6 +30,8 @@ from eventstore.store import Store
 
 out = Console(width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True)
+
+TenantArgument = Annotated[UUID, typer.Argument(help="The tenant.")]
 
 
 def settings(**given: Any) -> Settings:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated
-from uuid import UUID
 
 import typer
 from rich.table import Table
 
-from api.cli.common import err, fail, operate, out, run_with_store
+from api.cli import retention
+from api.cli.common import TenantArgument, err, fail, operate, out, run_with_store
 from domain.identity.permissions import ROLES
 from domain.identity.policies import POLICIES, RemoveRatePolicy, SetRatePolicy, policies_stream
 from domain.identity.tenants import TENANT, Tenant, tenant_stream
@@ -16,8 +16,8 @@ from eventstore.requests import Item
 from eventstore.store import Store
 
 app = typer.Typer(help="Rates, which hold across processes and restarts, and other policies of a tenant.", no_args_is_help=True)
+retention.add_to(app)
 
-TenantArgument = Annotated[UUID, typer.Argument(help="The tenant.")]
 NameArgument = Annotated[str, typer.Argument(help="The rate's name, as in /v1/rates/NAME/take.")]
 
 

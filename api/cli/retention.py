@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from api.cli.common import err, fail, operate, out, run_with_store
-from api.cli.policies import TenantArgument
+from api.cli.common import TenantArgument, err, fail, operate, out, run_with_store
 from domain.identity.tenants import TENANT, Tenant, tenant_stream
 from domain.privacy.retention import KINDS, RETENTION, ResetRetention, SetRetention, retention_stream
 from eventstore.requests import Item

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
 from api import passwords, people
-from api.cli.common import err, fail, out, run_with_store
+from api.cli.common import TenantArgument, err, fail, out, run_with_store
 from api.people import Profile
 from api.problems import Problem
 from api.routes.users import RESET_SECONDS, ChangeUserRole, Email, PersonName, ResetPassword, ResumePerson, SuspendPerson
@@ -25,7 +25,6 @@ from eventstore.store import Store, partition_of
 
 app = typer.Typer(help="Create, list, suspend and resume a tenant's people, and make operators of the platform.", no_args_is_help=True)
 
-TenantArgument = Annotated[UUID, typer.Argument(help="The tenant.")]
 UserArgument = Annotated[UUID, typer.Argument(help="The user's id, as `user list` shows it.")]
 EmailOption = Annotated[str, typer.Option("--email", help="What the person signs in with.")]
 NameOption = Annotated[str | None, typer.Option("--name", help="The person's name; it is kept sealed.")]
