@@ -110,8 +110,10 @@ class States:
                 states[snapshot.stream] = Cached(snapshot.tenant_id, snapshot.version, self._codec.thaw(decider, snapshot.state))
         # With the event that the snapshot ends with, so that its place in the log is seen too.
         after = [(stream, states[stream].version - 1 if stream in states else 0) for stream in streams]
+        rows = await self._log.stream_rows(after)
+        # In one go with the folding, or another who reads the same now would take it for a stream that is not there.
         self._unreadable.difference_update(streams)
-        for row in await self._log.stream_rows(after):
+        for row in rows:
             self._fold(states, row)
             self._seen = max(self._seen, (row.position, row.hash))
         return states

@@ -699,6 +699,20 @@ async def test_an_event_of_an_unknown_type_stops_its_stream_alone(world: World, 
         assert isinstance(answers[1], tuple)
         with pytest.raises(UnknownEventType):
             await fresh.state(TILL, TENANT, "till-a")
+
+
+async def test_nobody_takes_what_another_reads_at_the_same_time_for_a_stream_that_is_not_there(world: World, store: Store) -> None:
+    await store.submit(ask(("till-a", Take(take_id="x"))))
+    world.rename_type(1, "till.audited")
+    fresh = await world.open()
+    asked: list[asyncio.Task[Any]] = []
+
+    for _ in range(100):  # some end while others begin: the writer reads the stream as well
+        asked.append(asyncio.create_task(fresh.state(TILL, TENANT, "till-a")))
+        asked.append(asyncio.create_task(fresh.submit(ask(("till-a", Look())))))
+        await asyncio.sleep(0)
+
+    assert {type(each) for each in await asyncio.gather(*asked, return_exceptions=True)} == {UnknownEventType}
     assert UnknownEventType.retryable
 
 
