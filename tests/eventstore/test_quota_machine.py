@@ -296,8 +296,8 @@ def in_memory(runner: asyncio.Runner) -> Backend:
     return Backend(runner, renewed, injected=False)
 
 
-def assert_volume(backend: Backend, examples: int, commands: int, rare: frozenset[str] = frozenset()) -> None:
-    """A machine that never started, or whose rules hardly ever apply, proves nothing. What is rare may be missing in few examples."""
+def assert_volume(backend: Backend, examples: int, commands: int) -> None:
+    """A machine that never started, or whose rules hardly ever apply, proves nothing."""
     assert len(backend.tenants) >= examples
     assert backend.commands >= commands, backend.kinds
     codes = ("exceeded", "reservation_exists", "too_many_open", "invalid", "not_found")
@@ -307,7 +307,7 @@ def assert_volume(backend: Backend, examples: int, commands: int, rare: frozense
     ]
     wanted += ["Reserve", "Commit", "Rollback", "Consume", "Adjust", "Expire", "Grant", "VoidGrant", "SetLimits"]
     wanted.append("Rollback quota.reservation_closed")
-    assert [kind for kind in wanted if not backend.kinds[kind] and kind not in rare] == [], backend.kinds
+    assert [kind for kind in wanted if not backend.kinds[kind]] == [], backend.kinds
     batches = Counter({kind: count for kind, count in backend.kinds.items() if "+" in kind})
     assert any(" " in kind for kind in batches), "no batch was refused"
     assert any(" " not in kind for kind in batches), "no batch was accepted"
@@ -326,8 +326,9 @@ def test_the_store_on_postgres_agrees_with_the_oracle(database_dsn: str) -> None
         one, two = (runner.run(Store.open(database_dsn, [QUOTA], options)) for options in STORES)
         backend = Backend(runner, lambda _: (one, two), injected=True)
         try:
-            run_machine(backend, 60, 40)
-            assert_volume(backend, 60, 4_000, frozenset({"VoidGrant"}))
+            # The same examples in each run: in so few, something rare is missing now and then. What is new is looked for in memory.
+            run_machine(backend, 60, 40, derandomize=True)
+            assert_volume(backend, 60, 4_000)
         finally:
             runner.run(one.drain())
             runner.run(two.drain())
