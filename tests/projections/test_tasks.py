@@ -22,6 +22,8 @@ from tests.projections.conftest import until
 TENANT = UUID(int=7)
 SOON = 20.0
 """The limit of every wait, in seconds."""
+_STANDING = "select lane, claimed_by from task_lane"
+"""For waiting until lanes were left, before a clock jumps: one just being left would lose its lease, and its task be run again."""
 
 
 class Doing:
@@ -198,6 +200,7 @@ async def test_later_makes_the_lane_wait_by_the_clock(database_dsn: str) -> None
 
     async with working(database_dsn, handler, clock=lambda: clock[0]):
         await until(lambda: handler.tries.count(("a", 1)) == 1 and handler.done == [("b", 1)])
+        await until(lambda: rows(database_dsn, _STANDING) == [("a", None)])
         clock[0] += timedelta(hours=3, microseconds=-1)
         await queue(database_dsn, task("b", 2, clock[0]))
         await until(lambda: handler.lane("b") == [1, 2])
@@ -226,6 +229,7 @@ async def test_a_task_is_not_done_before_it_is_due(database_dsn: str) -> None:
         assert handler.done == [("a", 1)]
         clock[0] += timedelta(days=1)
         await until(lambda: handler.lane("a") == [1, 2])
+        await until(lambda: rows(database_dsn, _STANDING) == [("b", None)])
         clock[0] += timedelta(days=1)
         await until(lambda: empty(database_dsn))
 
