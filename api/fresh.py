@@ -70,13 +70,17 @@ class Fresh(Generic[Known]):
 
     async def get(self, place: str, read: Read[Known], *, genuine: bool = False) -> Known:
         """What was read of a place within the last second. ``genuine``: who asks has proved to come from there, and waits in no line."""
+
+        def reading() -> asyncio.Task[_Found[Known]]:
+            lane = self._refreshing if genuine or place in self._known else self._asking
+            return lane.start(place, lambda: self._read(place, read))
+
         now = self._clock()
         found = self._known.get(place) or self._unknown.get(place)
-        if found is None or now - found.read_at > REFRESH_AFTER_SECONDS:
-            lane = self._refreshing if genuine or place in self._known else self._asking
-            reading = lane.start(place, lambda: self._read(place, read))
-            if found is None or now - found.read_at > FRESH_SECONDS:
-                found = await asyncio.shield(reading)
+        if found is not None and REFRESH_AFTER_SECONDS < now - found.read_at <= FRESH_SECONDS:
+            reading()
+        while found is None or now - found.read_at > FRESH_SECONDS:  # also what was being read may have been asked for too long ago
+            found = await asyncio.shield(reading())
         return found.value
 
     async def _read(self, place: str, read: Read[Known]) -> _Found[Known]:
