@@ -47,7 +47,7 @@ _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), "[private key]"),
     # What PostgreSQL and SQLAlchemy say of values.
     (re.compile(r"\b(DETAIL|CONTEXT):[^\n]*"), r"\1: [left out]"),
-    (re.compile(r"\[(parameters|SQL): .*?\](?=\n|\Z)", re.DOTALL), r"[\1 left out]"),
+    (re.compile(r"\[(parameters|SQL): .*?(?:\](?=\n|\Z)|\Z)", re.DOTALL), r"[\1 left out]"),  # to the end, where it was cut off
     (re.compile(r"\b(invalid input (?:syntax|value) for [^:\n]{1,80}: )[^\n]*"), r"\1[left out]"),
     (re.compile(r"\bhb([a-z])_[A-Za-z0-9_\-]{16,}"), r"hb\1_[key]"),
     (re.compile(r"\bhbs1\.[A-Za-z0-9_\-=]+"), "hbs1.[sealed]"),
