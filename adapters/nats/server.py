@@ -33,6 +33,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None)
 _USER = "holdbook"
 _POLL_SECONDS = 0.02
+_TRIES = 3
 _CONFIG = """\
 server_name: "{name}"
 listen: "127.0.0.1:{port}"
@@ -177,19 +178,21 @@ class EmbeddedNats:
                 if time.monotonic() > deadline:
                     raise NatsServerError(f"an earlier nats-server still runs in {self.directory}")
                 time.sleep(_POLL_SECONDS)
-            url, config = self._configure()
-            binary = _binary()
-            assert self._starter is not None
-            process = self._starter.submit(_popen, [binary, "-c", str(config)], running, self.directory).result()
+            for tries_left in reversed(range(_TRIES)):  # somebody else may take a free port before the server does
+                url, config = self._configure()
+                self._process = self._launch(config, running)
+                if _comes_up(self._process, url, deadline):
+                    self._url = url
+                    return
+                _end(self._process)
+                if not tries_left or time.monotonic() > deadline:
+                    raise NatsServerError(f"nats-server did not start:\n{self._log_tail()}")
         finally:
             running.close()
-        self._process = process
-        while not _answers(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                _end(process)
-                raise NatsServerError(f"nats-server did not start:\n{self._log_tail()}")
-            time.sleep(_POLL_SECONDS)
-        self._url = url
+
+    def _launch(self, config: Path, running: IO[bytes]) -> subprocess.Popen[bytes]:
+        assert self._starter is not None
+        return self._starter.submit(_popen, [_binary(), "-c", str(config)], running, self.directory).result()
 
     def _configure(self) -> tuple[str, Path]:
         known = urlsplit(self._known_url() or "")
@@ -236,6 +239,14 @@ def _die_with_parent() -> None:
     """Elsewhere than on Linux only ``atexit`` stops the server."""
     if sys.platform == "linux":
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
+def _comes_up(process: subprocess.Popen[bytes], url: str, deadline: float) -> bool:
+    while not _answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
