@@ -107,15 +107,19 @@ async def _awaited(group: Group, stage: Stage) -> Sequence[Measured]:
 
 
 def holds(row: Row, measured: Measured) -> bool:
-    """Whether the target was reached and nothing went wrong on the way."""
-    return measured.broken is None and measured.ratio >= row.target
+    """Whether the target was reached, by the ratio as it is told, and nothing went wrong on the way."""
+    return measured.broken is None and _ratio(measured) >= row.target
+
+
+def _ratio(measured: Measured) -> float:
+    return round(measured.ratio, 3)
 
 
 def told(row: Row, measured: Measured, scale: Scale) -> dict[str, Any]:
     """A row as JSON."""
     entry: dict[str, Any] = {
         "name": row.name(scale),
-        "ratio": round(measured.ratio, 3),
+        "ratio": _ratio(measured),
         "target": row.target,
         "holds": holds(row, measured),
         "against": row.against,

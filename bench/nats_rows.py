@@ -113,7 +113,7 @@ async def _acknowledged(url: str, messages: Sequence[tuple[str, str, bytes]], se
     endless = itertools.cycle(messages)
     began = time.perf_counter()
     try:
-        while time.perf_counter() - began < seconds:
+        while not sent or time.perf_counter() - began < seconds:
             some = [next(endless) for _ in range(AT_ONCE)]
             numbers = itertools.count(sent)
             await asyncio.gather(
