@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from eventstore.embedded import EmbeddedPostgres
 
@@ -18,6 +19,10 @@ MASTER_KEY = "test:" + "c2VhbGVkIHdpdGggYSBrZXkgdGhhdCBhbGwga25vdyE="
 """For every store of the tests, here and in the processes they start."""
 os.environ["HOLDBOOK_MASTER_KEY"] = MASTER_KEY
 os.environ.pop("HOLDBOOK_MASTER_KEY_FILE", None)
+
+# No example is too slow: what is tried has no business with how busy the machine is.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @contextmanager
@@ -57,7 +62,7 @@ def postgres_dsn() -> Iterator[str]:
         yield url
         return
     small = {"shared_buffers": "64MB", "max_wal_size": "512MB", "wal_buffers": "4MB"}
-    with reachable_directory() as directory, EmbeddedPostgres(directory, settings=small) as server:
+    with reachable_directory() as directory, EmbeddedPostgres(directory, settings=small, timeout_seconds=240) as server:
         yield server.dsn
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -132,7 +133,11 @@ async def running(module_database: str) -> AsyncIterator[Running]:
         listener = server.listen(settings)
         url = server.url_of(listener)
         await stack.enter_async_context(server.serving(app, settings, listener))
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30, trust_env=False))
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60, trust_env=False))
+        async with asyncio.timeout(60):
+            # Or the first who waits for a position, which nobody does for long, would wait for the follower's start as well.
+            while not follower.health().ok:  # noqa: ASYNC110  # it tells no event
+                await asyncio.sleep(0.01)
         yield Running(url, app, store, client)
 
 

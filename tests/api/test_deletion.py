@@ -20,13 +20,14 @@ async def test_the_keys_of_a_deleted_tenant_are_refused_within_a_second_and_nobo
     await site.limit(account=gone)
     assert (await site.post("/v1/usage/consume", body, account=gone)).status_code == 200
 
-    deleted = time.monotonic()
     await site.operate(gone.tenant_id, TENANT, tenant_stream(gone.tenant_id), DeleteTenant(tenant_id=gone.tenant_id))
     answers = []
+    deleted = asked = time.monotonic()
     while (answer := await site.post("/v1/usage/consume", body, account=gone)).status_code != 401:
         answers.append(answer)
-        assert time.monotonic() - deleted < 3
+        assert asked - deleted < 3, "however long the answer took"
         await asyncio.sleep(0.02)
+        asked = time.monotonic()
 
     assert answer.json()["code"] == "auth.key_invalid"
     # Until then the store itself refuses: not even an answer of the past is given again.

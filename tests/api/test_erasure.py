@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 EMAIL, NAME = "erasmus.marker@example.org", "Erasmus Q. Marker"
 
 
-async def until(true: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
+async def until(true: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
     """Wait for a condition."""
     end = asyncio.get_running_loop().time() + seconds
     while not await true():
@@ -120,11 +121,16 @@ async def test_another_process_cannot_read_it_within_two_seconds(site: Site, mod
         assert await readable(other, tenant_id, user_id, state.profile)
 
         await site.post(f"/v1/privacy/{user_id.hex}/erase", {"confirm": True}, key="erase")
+        erased = time.monotonic()
 
         async def gone() -> bool:
-            return not await readable(other, tenant_id, user_id, state.profile)
+            asked = time.monotonic()
+            if not await readable(other, tenant_id, user_id, state.profile):
+                return True
+            assert asked - erased < 2, "however long the answer took"
+            return False
 
-        await until(gone, 2.5)
+        await until(gone)
     finally:
         await other.drain()
 
@@ -154,6 +160,7 @@ async def test_what_is_added_at_the_same_moment_is_released_as_well(site: Site) 
     seen = await user_state(site.store, tenant_id, user_id)
     late = await site.store.sealing.digest(tenant_id, "login.telegram", "4711")
     batch = await erasing.items(site.store, tenant_id, user_id, seen)
+    assert login_stream(late) not in {item.stream for item in batch}
     await site.store.submit(
         Request(
             tenant_id,
@@ -162,8 +169,8 @@ async def test_what_is_added_at_the_same_moment_is_released_as_well(site: Site) 
             b"",
         )
     )
-    await site.store.submit(Request(tenant_id, uuid4(), batch, b""))
     assert (await site.store.state(LOGIN, tenant_id, login_stream(late))).state == Login(user_id)
+    await site.store.submit(Request(tenant_id, uuid4(), batch, b""))  # from here on the worker completes it as well
 
     await asyncio.gather(*(erasing.complete(site.store, tenant_id, user_id) for _ in range(3)))
 
@@ -268,7 +275,7 @@ async def test_people_erase_themselves_and_nobody_else(site: Site) -> None:
     async def refused() -> bool:
         return (await site.client.get("/v1/privacy/me/export", headers=headers)).status_code == 401
 
-    await until(refused, 3)
+    await until(refused)
 
 
 async def test_the_last_owner_does_not_erase_themselves(site: Site) -> None:

@@ -100,11 +100,11 @@ async def test_one_at_a_time_and_a_client_that_leaves_makes_room(site: Site, pub
         patched.setattr(exports._UnderWay, "end", told)
         async with site.client.stream("GET", PATH, headers=site.account.headers) as answer:
             assert answer.status_code == 200
-            await asyncio.wait_for(begun.wait(), 10)
+            await asyncio.wait_for(begun.wait(), 30)
             second = await site.get(PATH)
             assert (second.status_code, second.json()["code"]) == (503, "store.overloaded")
-        await asyncio.wait_for(ended.wait(), 10)
-    async with asyncio.timeout(10):
+        await asyncio.wait_for(ended.wait(), 30)
+    async with asyncio.timeout(30):
         while not connections[0].closed:  # noqa: ASYNC110  # psycopg tells nobody
             await asyncio.sleep(0.01)
     checked((await site.get(PATH)).content.splitlines(keepends=True), public)

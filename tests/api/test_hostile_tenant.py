@@ -84,7 +84,7 @@ class Owner:
 
 async def _reserved(site: Site) -> str:
     await site.limit(MARK)
-    answer = await site.post("/v1/usage/reserve", {"subject": MARK, "messages": 1, "correlation_id": MARK})
+    answer = await site.post("/v1/usage/reserve", {"subject": MARK, "messages": 1, "ttl_seconds": 86_400, "correlation_id": MARK})
     return str(answer.json()["reservation_id"])
 
 

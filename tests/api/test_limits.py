@@ -164,10 +164,11 @@ def test_keys_have_no_limit_unless_one_is_set() -> None:
 
 @asynccontextmanager
 async def application(principal: Principal | None, **settings: Any) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    """The real application over a store that forgets; whoever sends is that principal."""
+    """The real application over a store that forgets, and with a clock that stands still; whoever sends is that principal."""
     store = Store.in_memory(DECIDERS)
     nobody: Any = None
     app = create_app(store, nobody, Settings(**settings))
+    app.state.edge.shield = Shield(app.state.edge.settings, Clock())
 
     async def known(*_: Any, **__: Any) -> Principal | None:
         return principal

@@ -6,6 +6,7 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from math import ceil
 from uuid import uuid4
 
 import pytest
@@ -56,12 +57,17 @@ async def test_a_right_password_is_no_way_in_when_others_failed_while_it_was_loo
 async def test_the_right_password_in_a_wait_gets_nobody_in_and_is_not_looked_at(site: Site) -> None:
     ada = await somebody(site)
     await fail_before(site, ada, 9)
+    state, before = await standing(site, ada), datetime.now(UTC)
 
     with verifications() as seen:
         answer = await login(site, ada.email)
 
     assert (answer.status_code, answer.json()["code"]) == (429, "auth.slow_down")
-    assert 60 <= int(answer.headers["Retry-After"]) <= 64
+    assert state.wait_until is not None
+    assert state.last_failed_at is not None
+    assert state.wait_until - state.last_failed_at == timedelta(seconds=64)
+    least, most = [ceil((state.wait_until - moment).total_seconds()) for moment in (datetime.now(UTC), before)]
+    assert least <= int(answer.headers["Retry-After"]) <= most
     assert seen == [False], "one verification, and not against the person's hash"
     assert await events_of(site, ada) == ["signin.failed"] * 9
 

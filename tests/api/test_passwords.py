@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -15,9 +16,13 @@ PASSWORD, WRONG = "correct horse battery", "staple battery horse"
 
 @pytest.mark.asyncio
 async def test_more_passwords_than_may_wait_are_answered_with_503() -> None:
-    hashing = Hashing(at_once=1, waiting=2)
+    hashing, come = Hashing(at_once=1, waiting=2), threading.Event()
+    hashing._threads.submit(come.wait)  # the only thread begins with none of them before all have come
 
-    answers = await asyncio.gather(*(hashing.verify(PASSWORD, None) for _ in range(5)), return_exceptions=True)
+    tasks = [asyncio.create_task(hashing.verify(PASSWORD, None)) for _ in range(5)]
+    await asyncio.sleep(0)
+    come.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert sum(isinstance(answer, Problem) and answer.code == "store.overloaded" for answer in answers) == 3
     assert not (await hashing.verify(PASSWORD, None)).right, "places come back"

@@ -20,7 +20,7 @@ from domain.quota import QUOTA, quota_stream
 from eventstore.requests import Item, Request
 from eventstore.store import Store
 from tests.api.conftest import Site
-from tests.support.processes import Managed, free_port, surroundings
+from tests.support.processes import Managed, free_ports, surroundings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -57,10 +57,9 @@ async def test_five_of_sixty_seconds_then_a_refusal_that_says_when_to_come_again
 async def test_room_comes_back_when_the_oldest_take_leaves_the_window(site: Site) -> None:
     await rate(site, 1, 2)
 
-    assert (await take(site)).status_code == 200
-    refused = await take(site)
-    assert refused.status_code == 429
-    deadline = asyncio.get_running_loop().time() + 20
+    many = await asyncio.gather(*(take(site) for _ in range(20)))  # of so many some come within two seconds, however slow the machine
+    assert {answer.status_code for answer in many} == {200, 429}
+    deadline = asyncio.get_running_loop().time() + 60
     while (answer := await take(site)).status_code == 429:
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.05)
@@ -200,8 +199,7 @@ async def test_no_other_tenant_takes_of_it(site: Site) -> None:
 def two_servers(dsn: str, directory: Path) -> Iterator[list[tuple[str, Managed]]]:
     servers = []
     try:
-        for name in ("first", "second"):
-            port = free_port()
+        for name, port in zip(("first", "second"), free_ports(2), strict=True):
             environment = surroundings(dsn, HOLDBOOK_PORT=str(port), HOLDBOOK_LOG_LEVEL="warning")
             server = Managed(directory / f"{name}.log", environment, "serve")
             server.ensure()
@@ -213,7 +211,7 @@ def two_servers(dsn: str, directory: Path) -> Iterator[list[tuple[str, Managed]]
 
 
 async def until_ready(client: httpx.AsyncClient, url: str) -> None:
-    deadline = asyncio.get_running_loop().time() + 60
+    deadline = asyncio.get_running_loop().time() + 120
     while True:
         try:
             if (await client.get(f"{url}/livez")).status_code == 200:
@@ -248,7 +246,7 @@ async def made_tenant(dsn: str) -> tuple[Any, str, str]:
 async def test_it_holds_across_two_processes_and_survives_their_restart(database_dsn: str, tmp_path: Path) -> None:
     tenant_id, key, stream = await made_tenant(database_dsn)
     headers = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(trust_env=False, timeout=30, headers=headers) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=120, headers=headers) as client:
         with two_servers(database_dsn, tmp_path) as servers:
             urls = [url for url, _ in servers]
             for url in urls:

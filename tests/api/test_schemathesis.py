@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +26,9 @@ def running(postgres_dsn: str) -> Iterator[tuple[str, str]]:
     """A server in a thread of its own: schemathesis drives it by blocking requests."""
     from tests.conftest import administer, with_database
 
-    administer(postgres_dsn, "create database holdbook_fuzz")
-    dsn = with_database(postgres_dsn, "holdbook_fuzz")
+    name = f"holdbook_fuzz_{secrets.token_hex(4)}"  # other runs may share the server
+    administer(postgres_dsn, f"create database {name}")
+    dsn = with_database(postgres_dsn, name)
     chosen = Settings(port=0, partitions=4, rate_address_per_minute=0, log_level="error")
     prepare(dsn, chosen)
     told: list[tuple[str, str]] = []
@@ -43,12 +45,12 @@ def running(postgres_dsn: str) -> Iterator[tuple[str, str]]:
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     yield told[0]
     loop, stop = loop_of[0]
     loop.call_soon_threadsafe(stop.set)
-    thread.join(30)
-    administer(postgres_dsn, "drop database holdbook_fuzz with (force)")
+    thread.join(120)
+    administer(postgres_dsn, f"drop database {name} with (force)")
 
 
 @schema.parametrize()
@@ -61,7 +63,7 @@ def running(postgres_dsn: str) -> Iterator[tuple[str, str]]:
 def test_nothing_is_the_servers_fault(case: schemathesis.Case[Any], running: tuple[str, str]) -> None:
     url, key = running
 
-    answer = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20)
+    answer = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
 
     # Only one 503 is a right answer here: nobody ever writes the positions that are made up.
     behind = answer.status_code == 503 and answer.json()["code"] == "projection.behind"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from math import ceil
 from typing import Any
 from uuid import uuid4
 
@@ -57,7 +58,7 @@ async def left(site: Site) -> int:
     return int(answer.json()["limits"][0]["remaining"])
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110  # what is waited for is in another task of the server
             await asyncio.sleep(0.02)
@@ -141,13 +142,15 @@ async def test_a_reservation_in_a_cooldown_is_refused_with_the_time_and_takes_no
     told = await report(site, "flood_wait", seconds=500)
     before = len(await site.rows())
 
+    began = datetime.now(UTC)
     refused = await use(site, key="campaign-1")
+    least, most = [ceil((datetime.fromisoformat(told["until"]) - at).total_seconds()) for at in (datetime.now(UTC), began)]
 
     assert (refused.status_code, refused.json()["code"]) == (409, "sender.cooling_down")
     details = refused.json()["details"]
     assert datetime.fromisoformat(details["retry_at"]) == datetime.fromisoformat(told["until"])
     assert (details["reason"], details["sender_id"]) == ("flood_wait", "one")
-    assert 495 <= int(refused.headers["Retry-After"]) <= 500
+    assert least <= int(refused.headers["Retry-After"]) <= most <= 500
     assert "index" not in refused.json()
     assert await left(site) == 99
     assert [row.type for row in (await site.rows())[before:]] == ["command.refused"]
@@ -159,7 +162,7 @@ async def test_a_reservation_in_a_cooldown_is_refused_with_the_time_and_takes_no
 
 async def test_a_refusal_is_the_same_for_ever_under_its_key_and_a_new_key_asks_again(site: Site) -> None:
     await site.limit()
-    await register(site, cooldown_seconds=1, cooldown_cap_seconds=1)
+    await register(site, cooldown_seconds=10, cooldown_cap_seconds=10)  # or it is over before a slow machine has asked
     await report(site, "peer_flood")
     first = await use(site, key="letter-1")
     assert first.status_code == 409
@@ -241,7 +244,7 @@ async def test_a_deadline_brings_a_sender_back_and_says_so_in_the_log(site: Site
     async def ended() -> bool:
         return "sender.cooldown_ended" in await types(site)
 
-    await until(ended, 30)
+    await until(ended)
     end = next(row for row in await site.rows() if row.type == "sender.cooldown_ended")
     assert end.actor == "process:deadline"
     assert end.recorded_at >= datetime.fromisoformat(told["until"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +25,7 @@ SMALL = {
     "body_seconds": 0.4,
     "idle_seconds": 0.8,
 }
-PATIENCE = 15
+PATIENCE = 60
 HEAD = b"POST /v1/usage/reserve HTTP/1.1\r\nhost: x\r\n"
 GET = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -180,11 +181,12 @@ async def test_a_body_that_drips_is_ended_though_it_never_stalls() -> None:
 
 
 async def test_a_body_in_parts_is_taken() -> None:
-    async with reading_server() as place, connected(place) as client:
+    # In all it takes longer than a silence may, and between two parts there is time for a machine that stands still for seconds.
+    async with reading_server(body_seconds=4.0) as place, connected(place) as client:
         client.send(HEAD + b"content-length: 4000\r\n\r\n")
         for _ in range(8):
             client.send(b"x" * 500)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.6)
 
         assert (await client.answer()).endswith(b"ok")
 
@@ -195,9 +197,16 @@ async def test_a_body_in_parts_is_taken() -> None:
     ids=["chunk extension", "trailer without end"],
 )
 async def test_what_frames_a_body_has_bounds_too(frame: bytes) -> None:
-    async with reading_server(body_seconds=60) as place, connected(place) as client:
+    begun = asyncio.Event()
+
+    async def telling(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
+        await reading(scope, receive, send)
+
+    async with listening(body_seconds=60) as (host, port, app), connected((host, port, app)) as client:
+        app.middleware_stack = telling
         client.send(HEAD + b"transfer-encoding: chunked\r\n\r\n")
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(begun.wait(), PATIENCE)  # what came together with the head would be counted with it
         for start in range(0, len(frame), 500):
             client.send(frame[start : start + 500])
             await asyncio.sleep(0.01)
@@ -226,7 +235,9 @@ async def test_a_body_nobody_reads_any_more_does_not_keep_the_connection() -> No
     async with listening() as place, connected(place) as client:
         client.send(HEAD + b"content-length: 100000\r\n\r\n")  # without a key: answered before the body
         dripping = asyncio.create_task(drip(client, b" " * 1000, 0.05))
-        answer = await client.rest()
+        answer = await client.answer()
+        with contextlib.suppress(ConnectionError):  # a byte that came just then, and that nobody reads, makes it a reset
+            assert await client.rest() == b""
         dripping.cancel()
 
     assert answer.startswith(b"HTTP/1.1 401 ")
@@ -286,7 +297,7 @@ async def test_one_connection_too_many_is_told_so_and_the_others_go_on() -> None
 
 
 async def test_slow_clients_are_counted_and_hold_nobody_up() -> None:
-    async with listening() as place, AsyncExitStack() as stack:
+    async with listening(idle_seconds=30) as place, AsyncExitStack() as stack:  # none is idle for long before it has sent its half
         slow = [await stack.enter_async_context(connected(place)) for _ in range(50)]
         for client in slow:
             client.send(HEAD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import httpx
@@ -150,9 +151,9 @@ async def test_lists_show_their_own_alone(site: Site) -> None:
         of_meter = (await client.get("/v1/quotas", params={"meter": "tokens"})).json()["quotas"]
         first = await client.get("/v1/quotas", params={"limit": 1})
         second = await client.get(first.headers["link"].partition(">")[0].lstrip("<"))
-        days = await client.get(
-            "/v1/usage/days", params={"from": "2026-01-01", "to": "2026-12-31", "by": "subject", "min_position": position}
-        )
+        today = datetime.now(UTC).date()
+        around = {"from": str(today - timedelta(days=1)), "to": str(today + timedelta(days=2))}
+        days = await client.get("/v1/usage/days", params={**around, "by": "subject", "min_position": position})
 
     assert [(quota["meter"], quota["subject"]) for quota in listed] == [("messages", mine), ("tokens", mine)]
     assert [(quota["meter"], quota["subject"]) for quota in of_meter] == [("tokens", mine)]

@@ -87,7 +87,7 @@ async def test_a_moment_in_the_future_counts_as_now(site: Site) -> None:
 
     (row,) = await stored(site)
 
-    assert "2100" not in row
+    assert "2100-01" not in row  # the year alone may be in an id
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,8 @@ async def test_background_work_says_whose_line_it_is(lines: Any) -> None:
     told = {line["event"]: line for line in lines()}
     assert told["swept"]["service"] == told["complained"]["service"] == "Sweeper"
     assert "service" not in told["elsewhere"]
-    assert all("timestamp" in line and line["level"] == "warning" for line in told.values())
+    ours = [told[name] for name in ("swept", "complained", "elsewhere")]  # a server may have said something meanwhile
+    assert all("timestamp" in line and line["level"] == "warning" for line in ours)
 
 
 async def test_a_writer_does_not_log_under_the_request_that_began_it(site: Site) -> None:

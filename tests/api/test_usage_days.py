@@ -2,9 +2,12 @@
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from domain.quota import QUOTA, Consume, quota_stream
+from eventstore.requests import Item, Request
 from tests.api.conftest import Site
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -16,18 +19,21 @@ def now() -> dict[str, Any]:
     return {"from": str(today - timedelta(days=1)), "to": str(today + timedelta(days=2))}
 
 
-async def consumed(site: Site, subject: str, amount: int, meter: str = "messages") -> str:
-    body = {"subject": subject, "meter": meter, "amount": amount, "correlation_id": f"{subject}-{meter}-{amount}"}
-    answer = await site.post("/v1/usage/consume", body)
-    assert answer.status_code == 200, answer.text
-    return answer.headers["Holdbook-Position"]
+async def consumed(site: Site, subject: str, amount: int, meter: str, at: datetime) -> int:
+    tenant_id = site.account.tenant_id
+    command = Consume(subject=subject, meter=meter, amount=amount, reservation_id=f"{subject}-{meter}")
+    item = Item(QUOTA, quota_stream(tenant_id, subject, meter), command)
+    outcome = await site.store.submit(Request(tenant_id, uuid4(), (item,), b"", occurred_at=at))
+    assert not outcome.refused, outcome.reply
+    return outcome.position
 
 
-async def some_usage(site: Site) -> str:
-    """Four quotas used by 1, 2, 3 and 4 units."""
+async def some_usage(site: Site) -> int:
+    """Four quotas used by 1, 2, 3 and 4 units, all on one day."""
+    moment = datetime.now(UTC)
     for amount, (meter, subject) in enumerate([(m, s) for m in ("calls", "messages") for s in ("anna", "boris")], 1):
         await site.limit(subject, meter)
-        at = await consumed(site, subject, amount, meter)
+        at = await consumed(site, subject, amount, meter, moment)
     return at
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -94,6 +94,7 @@ async def test_both_secrets_sign_during_a_rotation_and_then_the_new_one_alone(se
 
 
 async def test_a_first_message_that_fails_holds_back_the_second_and_no_other_endpoint(sending: Post, receiver: Receiver) -> None:
+    sending.clock.stand_still()
     with receiving() as other:
         answers(receiver, 500)
         failing, fine = await sending.register(receiver.url, "quota."), await sending.register(other.url, "quota.")
@@ -104,7 +105,7 @@ async def test_a_first_message_that_fails_holds_back_the_second_and_no_other_end
         assert other.ids() == messages
 
         receiver.answer = lambda _: Reply()
-        sending.let_pass(timedelta(seconds=DELAYS[0] * 1.2))
+        await sending.let_pass(timedelta(seconds=DELAYS[0] * 1.2))
         await came(receiver, 4)
 
     assert receiver.ids() == [messages[0], *messages]
@@ -116,6 +117,7 @@ async def test_a_first_message_that_fails_holds_back_the_second_and_no_other_end
 async def test_one_that_is_never_taken_is_tried_for_three_days_and_then_the_endpoint_is_given_up_once(
     sending: Post, receiver: Receiver
 ) -> None:
+    sending.clock.stand_still()
     with receiving() as other:
         answers(receiver, 503)
         endpoint, witness = await sending.register(receiver.url, "quota."), await sending.register(other.url, "webhook.")
@@ -125,7 +127,7 @@ async def test_one_that_is_never_taken_is_tried_for_three_days_and_then_the_endp
             await sending.until_state(first, endpoint, "waiting", attempts=attempt)
             state, attempts, status, error, next_at = sending.delivery(first, endpoint)
             assert (state, attempts, status, error) == ("waiting", attempt, 503, "status")
-            sending.let_pass(next_at - sending.clock())
+            await sending.let_pass(next_at - sending.clock())
         await sending.until_state(first, endpoint, "failed")
         took = sending.clock() - began
         (notice,) = await came(other, 1)
@@ -166,16 +168,17 @@ async def test_a_receiver_that_is_gone_is_disabled_at_once(sending: Post, receiv
 
 
 async def test_a_receiver_that_asks_for_time_gets_it(sending: Post, receiver: Receiver) -> None:
+    sending.clock.stand_still()
     answers(receiver, 429, headers={"Retry-After": "600"})
     endpoint = await sending.register(receiver.url, "quota.")
     (message,) = await sending.use()
     await sending.until_state(message, endpoint, "waiting", attempts=1)
-    wait = sending.delivery(message, endpoint)[4] - datetime.now(UTC)
-    assert timedelta(seconds=590) < wait < timedelta(seconds=680)
+    wait = sending.delivery(message, endpoint)[4] - sending.clock()
+    assert timedelta(seconds=600) <= wait <= timedelta(seconds=660)
 
     receiver.answer = lambda _: Reply()
-    sending.let_pass(timedelta(seconds=300))
-    sending.let_pass(timedelta(seconds=400))
+    await sending.let_pass(timedelta(seconds=300))
+    await sending.let_pass(timedelta(seconds=400))
     await sending.until_state(message, endpoint, "delivered")
     assert len(receiver.received) == 2
 
@@ -200,6 +203,7 @@ async def test_a_disabled_endpoint_is_sent_nothing_until_it_is_enabled(sending: 
 
 
 async def test_what_waits_for_a_deleted_endpoint_is_dropped(sending: Post, receiver: Receiver) -> None:
+    sending.clock.stand_still()
     answers(receiver, 500)
     endpoint = await sending.register(receiver.url, "quota.")
     first, second = await sending.use(2)
@@ -213,6 +217,7 @@ async def test_what_waits_for_a_deleted_endpoint_is_dropped(sending: Post, recei
 
 
 async def test_what_waits_goes_to_the_new_address(sending: Post, receiver: Receiver) -> None:
+    sending.clock.stand_still()
     answers(receiver, 500)
     endpoint = await sending.register(receiver.url, "quota.")
     (message,) = await sending.use()
@@ -220,7 +225,7 @@ async def test_what_waits_goes_to_the_new_address(sending: Post, receiver: Recei
     with receiving() as other:
         await sending.ask(ChangeEndpoint(endpoint_id=endpoint, url=other.url, types=("quota.",)))
         await sending.until_known()
-        sending.let_pass(timedelta(seconds=6))
+        await sending.let_pass(timedelta(seconds=6))
         await came(other, 1)
         assert other.ids() == [message]
 
@@ -314,7 +319,7 @@ async def test_a_sender_that_dies_before_it_noted_the_answer_sends_again_under_t
             doomed.end()
         assert receiver.ids() == messages[:1]
         assert writing.delivery(messages[0], endpoint)[0] == "waiting"
-    async with post(database_dsn, lease_seconds=1.0) as again:
+    async with post(database_dsn) as again:
         await again.until_state(messages[1], endpoint, "delivered")
 
     assert receiver.ids() == [messages[0], *messages]
@@ -333,7 +338,7 @@ async def test_a_sender_that_dies_after_it_noted_the_answer_does_not_send_again(
             doomed.end()
         assert writing.delivery(messages[0], endpoint)[0] == "delivered"
         assert writing.rows("select count(*) from task") == [(2,)], "its task is still there"
-    async with post(database_dsn, lease_seconds=1.0) as again:
+    async with post(database_dsn) as again:
         await again.until_state(messages[1], endpoint, "delivered")
         await again.until_idle()
 
@@ -353,7 +358,7 @@ async def test_an_endpoint_is_given_up_once_whenever_the_sender_dies(database_ds
         finally:
             doomed.end()
         assert len(writing.rows(DISABLED)) == (point == "disabled")
-    async with post(database_dsn, lease_seconds=1.0) as again:
+    async with post(database_dsn) as again:
         await again.until("select 1 from event where type = 'webhook.disabled'")
         await again.until("select 1 from task having count(*) = 1")
 
@@ -375,7 +380,7 @@ async def test_an_endpoint_that_was_enabled_meanwhile_is_not_given_up_a_second_t
             doomed.end()
         await writing.ask(EnableEndpoint(endpoint_id=endpoint))
     answers(receiver, 204)
-    async with post(database_dsn, lease_seconds=1.0) as again:
+    async with post(database_dsn) as again:
         await again.until_state(messages[1], endpoint, "delivered")
 
         assert (await again.endpoint(endpoint)).disabled is None

@@ -26,6 +26,7 @@ def test_the_number_of_events_is_in_the_name() -> None:
     assert "write rate with 200,000 events in the store" in names
 
 
+@pytest.mark.timeout(1200)
 def test_every_row_is_measured_and_told_as_json(
     postgres_dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

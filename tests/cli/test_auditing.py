@@ -171,7 +171,7 @@ def test_an_export_that_was_killed_goes_on(long_log: int, dsn: str, tmp_path: Pa
     sizes = [2**20]
     for _ in range(3):
         running = subprocess.Popen(command, env=environment, cwd=tmp_path)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not partial.exists() or partial.stat().st_size < sizes[-1]:
             assert running.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline

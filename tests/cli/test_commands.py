@@ -137,7 +137,7 @@ def process(environment: dict[str, str], tmp_path: Path, *arguments: str) -> Ite
         finally:
             running.terminate()
             try:
-                running.wait(20)
+                running.wait(120)
             finally:
                 running.kill()
                 running.stdout.close()
@@ -153,10 +153,12 @@ def test_serve_and_worker_work_together_and_sigterm_answers_what_was_taken(envir
     with process(environment, tmp_path, "worker"), process(environment, tmp_path, "serve") as (serving, ready):
         url = re.search(r"http://\S+", ready)
         assert url is not None
-        client = httpx.Client(base_url=url.group(), headers={"Authorization": f"Bearer {key}"}, timeout=20, trust_env=False)
+        client = httpx.Client(base_url=url.group(), headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
         limits = {"correlation_id": "l", "limits": [{"limit_id": "t", "amount": 10**6}]}
         at = client.put("/v1/quotas/messages/default/limits", json=limits).headers["Holdbook-Position"]
-        assert client.get("/v1/usage", params={"min_position": at}).json()["used"] == 0
+        while (usage := client.get("/v1/usage", params={"min_position": at})).status_code == 503:  # the worker may have only just begun
+            assert usage.json()["code"] == "projection.behind"
+        assert usage.json()["used"] == 0
 
         def storm(number: int) -> int:
             """Send until the server is gone; how many were acknowledged."""
@@ -174,9 +176,10 @@ def test_serve_and_worker_work_together_and_sigterm_answers_what_was_taken(envir
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             storms = [pool.submit(storm, number) for number in range(8)]
-            time.sleep(1)
+            while len(answers) <= 40 and not all(each.done() for each in storms):
+                time.sleep(0.01)
             serving.send_signal(signal.SIGTERM)
-            assert serving.wait(20) == 0
+            assert serving.wait(120) == 0
             stop.set()
             acknowledged = sum(each.result() for each in storms)
         client.close()
@@ -198,11 +201,12 @@ def test_the_demonstration_runs_once_and_leaves_nothing(environment: dict[str, s
             parent.chmod(0o755)
 
     done = subprocess.run(
-        [*HOLDBOOK, "demo", "--once"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [*HOLDBOOK, "demo", "--once"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
     )
 
     assert done.returncode == 0, done.stderr
     for told in ("quota.exceeded", "idempotency.key_reused", "(replayed)", "quota.reservation_expired", "100 results", "curl -s"):
         assert told in done.stdout
-    assert not re.search(r"\b500\b", done.stdout)
+    assert re.search(r"[│|] 200 ", done.stdout)
+    assert not re.search(r"[│|] 500 ", done.stdout), "a status; it may well take 500.1 milliseconds"
     assert list(tmp_path.glob("holdbook-demo-*")) == []

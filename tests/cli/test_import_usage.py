@@ -213,7 +213,7 @@ async def test_the_read_model_says_the_same_and_the_deadlines_worker_expires_not
         found = {}
         for month in sums:
             at = datetime.fromisoformat(f"{month}-28").replace(tzinfo=UTC)
-            seen = await readers.quotas.get(ACME, SUBJECT, METER, at, min_position=position, timeout_seconds=30)
+            seen = await readers.quotas.get(ACME, SUBJECT, METER, at, min_position=position, timeout_seconds=120)
             assert seen is not None
             assert (seen.reserved, seen.open_reservations, seen.used) == (0, 0, sums.total())
             found[month] = seen.limits[0].used

@@ -62,7 +62,7 @@ async def partition(database_dsn: str, monkeypatch: pytest.MonkeyPatch) -> int:
 async def followed(dsn: str, partitions: int) -> None:
     follower = Follower(dsn, range(partitions), Roster(Codec(DECIDERS)), None, Pace(poll=0.01, lease=0))
     task = asyncio.create_task(follower.run())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not follower.heads or follower.health().trouble or any(follower.lag().values()):  # noqa: ASYNC110  # it works in a task of its own
             await asyncio.sleep(0.01)
     follower.stop()
@@ -174,10 +174,12 @@ def test_a_rebuild_that_was_killed_is_completed_by_the_same_command(database_dsn
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while ask(database_dsn, "select count(*) from projection_generation where name = 'quotas'") == [(1,)]:
-        assert process.poll() is None
+    generations = "select count(*) from projection_generation where name = 'quotas'"
+    while process.poll() is None and ask(database_dsn, generations) == [(1,)]:
+        pass
     process.kill()
     process.wait()
+    assert ask(database_dsn, generations) == [(2,)]
 
     done = run("rebuild", "quotas")
 

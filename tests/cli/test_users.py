@@ -56,7 +56,7 @@ def test_people_from_the_first_owner_on(database_dsn: str) -> None:
 
     with psycopg.connect(database_dsn) as connection:
         stored = str(connection.execute("select stream, payload::text, reply::text, actor from event").fetchall())
-    for secret in (EMAIL, EMAIL.lower(), NAME, token, token.split("_")[-1]):
+    for secret in (EMAIL, EMAIL.lower(), NAME, token, token.split("_", 5)[-1]):  # what is behind the numbers may have "_" in it
         assert secret not in stored
     assert "operator:cli" in stored
 

@@ -32,7 +32,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells 
 
 
 def server(data: Path, **settings: str) -> EmbeddedPostgres:
-    return EmbeddedPostgres(data, settings=SMALL | settings, timeout_seconds=30)
+    return EmbeddedPostgres(data, settings=SMALL | settings, timeout_seconds=120)
 
 
 def socket_directory(running: EmbeddedPostgres) -> Path:
@@ -51,7 +51,7 @@ def do(dsn: str, statement: str) -> None:
         connection.execute(statement)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 120) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -69,7 +69,7 @@ if sys.argv[2] in ("without setpriv", "orphan"):
     process._death_signal = tuple
 if sys.argv[2] == "orphan":  # as if the kernel could not tell the server of our death
     process._die_with_parent = None
-server = connect_or_start(Path(sys.argv[1]), settings=json.loads(sys.argv[3]))
+server = connect_or_start(Path(sys.argv[1]), settings=json.loads(sys.argv[3]), timeout_seconds=120)
 if server.owned or sys.argv[2] == "guest":
     with psycopg.connect(server.dsn) as connection:
         connection.execute("create table if not exists kept as select generate_series(1, 1000) as i")
@@ -254,11 +254,11 @@ def test_a_killed_owner_and_a_killed_postmaster_at_once(home: Path) -> None:
 
     def be_busy() -> None:
         with psycopg.connect(owner.said["dsn"]) as connection, pytest.raises(psycopg.OperationalError):
-            connection.execute("select pg_sleep(60)")
+            connection.execute("select pg_sleep(600)")
 
     thread = threading.Thread(target=be_busy)
     thread.start()
-    query = "select exists (select from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid())"
+    query = "select exists (select from pg_stat_activity where query = 'select pg_sleep(600)' and state = 'active')"
     assert eventually(lambda: bool(ask(owner.said["dsn"], query)))
     os.kill(owner.said["pid"], signal.SIGKILL)
     owner.kill()
@@ -323,7 +323,7 @@ def test_a_stale_pid_file_that_names_somebody_elses_process_is_no_obstacle(home:
     do(started.start(), "create table t as select 42 as answer")
     pid_file = (started.cluster / "postmaster.pid").read_text().splitlines()
     started.stop()
-    stranger = subprocess.Popen(["sleep", "60"], cwd="/", **Account.for_cluster(started.cluster).arguments)
+    stranger = subprocess.Popen(["sleep", "600"], cwd="/", **Account.for_cluster(started.cluster).arguments)
     (started.cluster / "postmaster.pid").write_text("\n".join([str(stranger.pid), *pid_file[1:], ""]))
 
     assert ask(started.start(), "select answer from t") == 42

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,6 @@ from eventstore.exporting import CannotExport, Exporter, Wanted, first_after
 from eventstore.pruning import prune
 from eventstore.rows import leaf_hash, microseconds
 from eventstore.signing import BadKey, SigningKey, make_key, public_key
-from tests.conftest import administer, with_database
 from tests.support.tenants import ACME, ELSEWHERE, GONE, OTHER, PARTITION, create, issue, opened, record, rows, some_key
 
 INDEPENDENT = Path(__file__).parents[2] / "docs" / "verify_export.py"
@@ -72,22 +71,15 @@ class Files(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def files(postgres_dsn: str, template_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Files]:
-    name = "holdbook_exporting"
-    dsn = with_database(postgres_dsn, name)
-    administer(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}")
-    try:
+def files(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    async def fill() -> None:
+        async with opened(module_database) as store:
+            await record(store)
 
-        async def fill() -> None:
-            async with opened(dsn) as store:
-                await record(store)
-
-        asyncio.run(fill())
-        prune(dsn, GONE)
-        key = some_key(tmp_path_factory.mktemp("keys"))
-        yield Files(key, exported(dsn, key, Wanted(ACME)), exported(dsn, key))
-    finally:
-        administer(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+    asyncio.run(fill())
+    prune(module_database, GONE)
+    key = some_key(tmp_path_factory.mktemp("keys"))
+    return Files(key, exported(module_database, key, Wanted(ACME)), exported(module_database, key))
 
 
 def kinds(lines: list[bytes]) -> list[Any]:
@@ -502,18 +494,21 @@ async def test_exporting_while_others_write_gives_a_beginning_of_the_log(databas
     async with opened(database_dsn) as store:
         await create(store, ACME)
         await create(store, OTHER)
-        stop = asyncio.Event()
+        stop, written = asyncio.Event(), asyncio.Event()
 
         async def write() -> None:
             number = 0
             while not stop.is_set():
                 number += 1
                 await issue(store, (ACME, OTHER)[number % 2], number % 100)
+                written.set()
 
         writing = asyncio.create_task(write())
         before = 0
         try:
             for _ in range(5):
+                await asyncio.wait_for(written.wait(), 60)
+                written.clear()
                 lines = await asyncio.to_thread(exported, database_dsn, key, Wanted(ACME))
                 assert ours(lines, key.public) is None
                 position = json.loads(lines[-1])["position"]

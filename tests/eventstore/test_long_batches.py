@@ -18,6 +18,8 @@ from tests.support.worlds import MemoryWorld, PostgresWorld, World, ask, broken
 
 HOT = "till-hot"
 MANY = 900
+UNHURRIED = writer.Options(decide_seconds=600.0)
+"""However slow the machine is, a batch is not cut short because deciding it takes too long."""
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -55,7 +57,7 @@ def all_there_once(world: World, answered: list[tuple[Request, Outcome | BaseExc
 
 
 async def test_all_rows_of_a_long_batch_are_there_in_order(world: World) -> None:
-    store = await world.open()
+    store = await world.open(UNHURRIED)
     answered = await many(store)
 
     all_there_once(world, answered)
@@ -71,7 +73,7 @@ async def test_more_than_one_statement_carries_a_long_batch(real: PostgresWorld,
         await send(batch, rows)
 
     monkeypatch.setattr(PostgresBatch, "send", counted)
-    answered = await many(await real.open())
+    answered = await many(await real.open(UNHURRIED))
 
     all_there_once(real, answered)
     assert sent == [1, 250, 250, 250, 150]
@@ -81,7 +83,7 @@ async def test_more_than_one_statement_carries_a_long_batch(real: PostgresWorld,
 async def test_a_session_lost_between_two_statements_of_a_batch_leaves_nothing_of_it(
     real: PostgresWorld, monkeypatch: pytest.MonkeyPatch, turn: int
 ) -> None:
-    store = await real.open()
+    store = await real.open(UNHURRIED)
     send, turns = PostgresBatch.send, iter(range(1_000))
     await store.submit(ask(("till-other", Open(room=1))))
 
@@ -102,7 +104,7 @@ async def test_a_session_lost_between_two_statements_of_a_batch_leaves_nothing_o
 
 
 async def test_a_row_that_the_server_refuses_in_the_first_statement_fails_alone(real: PostgresWorld) -> None:
-    store = await real.open()
+    store = await real.open(UNHURRIED)
     await store.submit(ask((HOT, Open(room=MANY))))
     real.admin.execute("alter table event add check (payload::text not like '%bad%')")
     requests = [ask((HOT, Take(take_id=f"take-{number}"))) for number in range(MANY)]

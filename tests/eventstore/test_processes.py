@@ -69,6 +69,15 @@ def together(*processes: WriterProcess) -> None:
         process.begin()
 
 
+def locked(world: PostgresWorld) -> bool:
+    """Whether somebody has the partition's lock now."""
+    try:
+        world.admin.execute("select from log_partition where partition = %s for update nowait", (world.partition,))
+    except psycopg.errors.LockNotAvailable:
+        return True
+    return False
+
+
 def taken(rows: list[Row]) -> Counter[str]:
     return Counter(json.loads(row.payload)["take_id"] for row in rows if row.type == "till.taken")
 
@@ -151,21 +160,19 @@ async def test_a_writer_stopped_with_the_lock_in_its_hands_holds_the_others_up_f
     await asyncio.to_thread(other.ready)
     together(stopped)
     stopped.wait_until_stopped()
-    began = time.monotonic()
+    assert locked(world) is (hold != "committed"), "this proves nothing"
 
     other.begin()
-    other.wait(30)
+    other.wait()
 
-    waited = time.monotonic() - began
     assert other.errors() == []
     assert len(other.outcomes()) == 60
-    assert waited < 9, waited
-    assert stopped.process.poll() is None
     held_up = max(note["seconds"] for note in other.outcomes())
-    assert (held_up < 3) if hold == "committed" else (held_up > 3), "the lock was not held: this proves nothing"
+    assert held_up < 20, "the server ends a writer's transaction after five"
+    assert stopped.process.poll() is None
 
     stopped.resume()
-    stopped.wait(30)
+    stopped.wait()
     assert [error for error in stopped.errors() if not error["retryable"]] == []
     assert len(stopped.outcomes()) == 60
     check(world, stopped.outcomes() + other.outcomes(), 1_000)
@@ -176,29 +183,29 @@ async def test_a_writer_stopped_with_the_lock_in_its_hands_holds_the_others_up_f
 
 
 async def test_what_a_killed_writer_acknowledged_is_there_and_its_commands_may_be_sent_again(world: PostgresWorld, start: Start) -> None:
-    await room_for(world, 5_000)
-    killed, other = start("killed", commands=3_000), start("other", commands=300)
+    await room_for(world, 500_000)
+    killed, other = start("killed", commands=400_000), start("other", commands=300)
     together(killed, other)
     while len(killed.outcomes()) < 200:
         await asyncio.sleep(0.005)
         assert killed.process.poll() is None
     killed.process.kill()
-    other.wait(30)
+    other.wait()
     killed.process.wait()
 
     acknowledged = killed.outcomes()
-    assert 200 <= len(acknowledged) < 3_000, "it was killed too late: this proves nothing"
+    assert 200 <= len(acknowledged) < 400_000, "it was killed too late: this proves nothing"
     assert (killed.errors(), other.errors(), len(other.outcomes())) == ([], [], 300)
-    check(world, acknowledged + other.outcomes(), 5_000)
+    check(world, acknowledged + other.outcomes(), 500_000)
 
     again = start("again", prefix="killed", commands=600)
     together(again)
-    again.wait(30)
+    again.wait()
     assert again.errors() == []
     told = {note["name"]: note["reply"] for note in again.outcomes()}
     assert len(told) == 600
     assert all(told.get(note["name"], note["reply"]) == note["reply"] for note in acknowledged)
-    check(world, acknowledged + other.outcomes() + again.outcomes(), 5_000)
+    check(world, acknowledged + other.outcomes() + again.outcomes(), 500_000)
 
 
 @pytest.mark.parametrize("moment", ["before the insert", "between insert and commit", "after the commit"])
@@ -240,7 +247,7 @@ async def test_a_session_that_dies_while_committing_leaves_one_outcome(
 async def test_sessions_terminated_again_and_again_under_traffic(world: PostgresWorld) -> None:
     store = await room_for(world, 400)
     other = await world.open()
-    ended = asyncio.Event()
+    ended, progress = asyncio.Event(), asyncio.Event()
     kills = 0
 
     async def killer() -> None:
@@ -249,7 +256,9 @@ async def test_sessions_terminated_again_and_again_under_traffic(world: Postgres
             others = "datname = current_database() and pid <> pg_backend_pid()"
             found = world.admin.execute(f"select count(pg_terminate_backend(pid)) from pg_stat_activity where {others}").fetchone()
             kills += found[0] if found else 0
+            progress.clear()
             await asyncio.sleep(0.25)
+            await progress.wait()  # where connecting takes longer than that, nothing would ever be done
 
     acknowledged: dict[Any, Outcome] = {}
 
@@ -258,10 +267,12 @@ async def test_sessions_terminated_again_and_again_under_traffic(world: Postgres
             await asyncio.sleep(0.1)  # so that it lasts for some kills
             request = ask((HOT, Take(take_id=f"{number}-{n}")))
             acknowledged[request.command_id] = await persistently((store, other)[number % 2], request)
+            progress.set()
 
     kill = asyncio.create_task(killer())
     await asyncio.gather(*(caller(number) for number in range(40)))
     ended.set()
+    progress.set()
     await kill
 
     assert kills > 5
@@ -425,7 +436,7 @@ async def test_a_tail_lost_under_living_writers(world: PostgresWorld, lost: int)
 
 async def more_of(acknowledged: dict[Any, Outcome]) -> None:
     """Wait until a hundred more are acknowledged."""
-    wanted, deadline = len(acknowledged) + 100, time.monotonic() + 60
+    wanted, deadline = len(acknowledged) + 100, time.monotonic() + 120
     while len(acknowledged) < wanted:
         assert time.monotonic() < deadline, "the store did not come back"
         await asyncio.sleep(0.01)

@@ -298,7 +298,7 @@ async def test_a_run_that_was_killed_leaves_beginnings_of_streams_and_is_done_ag
     async with opened(database_dsn) as store:
         await fill(store, 60)
         killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, database_dsn, str(GONE), cwd=ROOT)
-        assert await asyncio.wait_for(killed.wait(), 60) == -signal.SIGKILL
+        assert await asyncio.wait_for(killed.wait(), 120) == -signal.SIGKILL
 
         log = rows(database_dsn)
         mine = [row for row in log if row.tenant_id == GONE and row.type != "tenant.deleted"]

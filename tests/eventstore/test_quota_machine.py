@@ -313,6 +313,7 @@ def assert_volume(backend: Backend, examples: int, commands: int) -> None:
     assert any(" " not in kind for kind in batches), "no batch was accepted"
 
 
+@pytest.mark.timeout(900)
 def test_the_store_in_memory_agrees_with_the_oracle() -> None:
     with asyncio.Runner() as runner:
         backend = in_memory(runner)
@@ -320,7 +321,7 @@ def test_the_store_in_memory_agrees_with_the_oracle() -> None:
         assert_volume(backend, 200, 15_000)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_the_store_on_postgres_agrees_with_the_oracle(database_dsn: str) -> None:
     with asyncio.Runner() as runner:
         one, two = (runner.run(Store.open(database_dsn, [QUOTA], options)) for options in STORES)

@@ -238,7 +238,7 @@ def test_a_session_that_dies_in_the_insert_is_in_doubt_and_nothing_is_retried(
         asked += 1
         check(self, *arguments)
         victims = "from pg_stat_activity where state = 'idle in transaction' and datname = current_database()"
-        assert world.admin.execute(f"select pg_terminate_backend(pid, 5000) {victims}").fetchall() == [(True,)]
+        assert world.admin.execute(f"select pg_terminate_backend(pid, 60000) {victims}").fetchall() == [(True,)]
 
     monkeypatch.setattr(PartitionRecorder, "_check_versions", end_the_session)
     with pytest.raises(persistence.OperationalError):
@@ -391,9 +391,9 @@ async def test_a_library_projection_follows_the_log(world: PostgresWorld, record
     def follow_to(position: int, more: Callable[[], object]) -> Sum:
         application = application_on(recorder)
         with ProjectionRunner(application_class=application, projection_class=Takings, view_class=Sum) as runner:
-            runner.wait(3, timeout=10)
+            runner.wait(3, timeout=60)
             more()
-            runner.wait(position, timeout=10)
+            runner.wait(position, timeout=60)
             return runner.view
 
     store, loop = await world.open(), asyncio.get_running_loop()
@@ -402,7 +402,7 @@ async def test_a_library_projection_follows_the_log(world: PostgresWorld, record
         await store.submit(ask(("till-7", Open(room=9))))
         await store.submit(ask(("till-7", Take(take_id="d", amount=5))))
 
-    view = await asyncio.to_thread(follow_to, 6, lambda: asyncio.run_coroutine_threadsafe(make_room(), loop).result(10))
+    view = await asyncio.to_thread(follow_to, 6, lambda: asyncio.run_coroutine_threadsafe(make_room(), loop).result(60))
 
     assert (view.taken, view.positions) == (7, [2, 3, 6])
 
@@ -446,7 +446,7 @@ async def test_a_waiting_subscription_can_be_stopped_by_another_thread(recorder:
 
     subscription.stop()
 
-    assert await asyncio.wait_for(waiting, 5) == []
+    assert await asyncio.wait_for(waiting, 60) == []
 
 
 class Cart(Aggregate):

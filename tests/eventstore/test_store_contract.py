@@ -249,15 +249,15 @@ async def test_cancelling_one_of_three_at_once_does_not_cancel_the_others(
     async with hold(writer.log, reached, go):
         if moment == "queued":  # behind a batch that is under way
             ahead = asyncio.create_task(store.submit(ask(("till-a", Look()))))
-            await asyncio.wait_for(reached.wait(), 5)
+            await asyncio.wait_for(reached.wait(), 60)
         callers = [asyncio.create_task(store.submit(replace(request))) for _ in range(3)]
-        await asyncio.wait_for(reached.wait(), 5)
+        await asyncio.wait_for(reached.wait(), 60)
         await asyncio.sleep(0)
         for index in cancelled:
             callers[index].cancel()
         await asyncio.sleep(0)
         go.set()
-        answers = await asyncio.wait_for(asyncio.gather(*callers, return_exceptions=True), 10)
+        answers = await asyncio.wait_for(asyncio.gather(*callers, return_exceptions=True), 60)
     if moment == "queued":
         await ahead
 
@@ -529,7 +529,7 @@ async def test_draining_answers_everything_taken_and_then_refuses(world: World, 
         await asyncio.sleep(0)
     with pytest.raises(Draining):
         await store.submit(ask(("till-a", Take(take_id="y"))))
-    await asyncio.wait_for(draining, 10)
+    await asyncio.wait_for(draining, 60)
 
     assert all(task.done() and not task.result().refused for task in waiting)
     for tenant in (TENANT, *(uuid4() for _ in range(5))):  # of partitions, too, that nobody has written to

@@ -187,7 +187,7 @@ async def test_when_the_process_ends_nobody_is_left_waiting() -> None:
     (serving,) = [task for task in asyncio.all_tasks() if task not in asked and task is not asyncio.current_task()]
 
     serving.cancel()
-    done, waiting = await asyncio.wait(asked, timeout=5)
+    done, waiting = await asyncio.wait(asked, timeout=60)
 
     assert not waiting
     assert all(task.cancelled() for task in done)

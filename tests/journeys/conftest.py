@@ -37,7 +37,7 @@ def up(environment: dict[str, str], home: Path) -> Iterator[tuple[subprocess.Pop
     yield process, found.group()
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(30)
+        process.wait(120)
     finally:
         process.kill()
         process.stdout.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID, uuid5
@@ -71,6 +72,18 @@ def contents(dsn: str) -> dict[str, list[Any]]:
 def epochs(dsn: str) -> set[int]:
     with psycopg.connect(dsn) as conn:
         return {row[0] for row in conn.execute("select epoch from log_partition")}
+
+
+def await_alone(dsn: str) -> None:
+    """Wait until the server has noticed that whoever was connected is gone: until then it holds their locks."""
+    query = (
+        "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+    )
+    deadline = time.monotonic() + 60
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        while conn.execute(query).fetchone() is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @pytest.fixture

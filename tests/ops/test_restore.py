@@ -18,7 +18,7 @@ from eventstore.errors import WrongSchema
 from eventstore.rows import COLUMNS, Row, leaf_hash, microseconds
 from eventstore.schema import check, migrate
 from eventstore.store import Store
-from tests.ops.conftest import TENANTS, ask, contents, epochs, write
+from tests.ops.conftest import TENANTS, ask, await_alone, contents, epochs, write
 from tests.support.killed import Killer
 from tests.support.till import TILL, Take
 
@@ -136,6 +136,7 @@ async def test_only_an_empty_database_is_restored_into(database_dsn: str, tmp_pa
         restore(empty_database(), tmp_path / "nothing")
 
 
+@pytest.mark.timeout(1200)  # a hundred restores and more
 async def test_killed_anywhere_it_goes_on_to_the_same_store(tmp_path: Path, empty_database: Empty, killer: Killer) -> None:
     source, path = empty_database(), tmp_path / "b"
     await asyncio.to_thread(migrate, source, partitions=2)
@@ -148,6 +149,7 @@ async def test_killed_anywhere_it_goes_on_to_the_same_store(tmp_path: Path, empt
         target = empty_database()
         if not await asyncio.to_thread(killer.kills, step, "statements", "restore", str(path), HOLDBOOK_DATABASE_URL=target):
             break
+        await asyncio.to_thread(await_alone, target)
         if await asyncio.to_thread(_is_store, target):
             await asyncio.to_thread(migrate, target)  # only read models were missing
             complete += 1
@@ -186,6 +188,7 @@ async def test_a_half_restored_database_is_for_its_own_restore_alone(
     backup(database_dsn, tmp_path / "newer")
     target = empty_database()
     assert await asyncio.to_thread(killer.kills, 40, "statements", "restore", str(tmp_path / "b"), HOLDBOOK_DATABASE_URL=target)
+    await asyncio.to_thread(await_alone, target)
 
     with pytest.raises(WrongSchema, match="restore has begun"):
         migrate(target)
@@ -193,6 +196,7 @@ async def test_a_half_restored_database_is_for_its_own_restore_alone(
         await Store.open(target, [TILL])
     with pytest.raises(BackupRefused, match="another backup has begun"):
         restore(target, tmp_path / "newer")
+    await asyncio.to_thread(await_alone, target)
     restore(target, tmp_path / "b")
 
 

@@ -64,7 +64,7 @@ class Kept:
         return Retaining(self.dsn, self.store)
 
 
-async def until(true: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
+async def until(true: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
     end = asyncio.get_running_loop().time() + seconds
     while not await true():
         assert asyncio.get_running_loop().time() < end, "it did not come to this"
@@ -175,7 +175,7 @@ async def test_the_service_looks_by_itself_and_leaves_when_told(kept: Kept) -> N
 
     await until(gone)
     service.stop()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
 
 async def person(kept: Kept, tenant_id: UUID, role: str, days_ago: int) -> UUID:

@@ -22,7 +22,7 @@ import httpx
 import psycopg
 import pytest
 
-from adapters.nats.bus import connected
+from adapters.nats.bus import BusRefused, BusUnavailable, connected
 from adapters.nats.names import STREAM
 from adapters.nats.server import EmbeddedNats
 from eventstore.backup.files import Directory
@@ -73,7 +73,7 @@ class Machine:
             process.send_signal(signal.SIGTERM)
         for process in self.started:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
+                process.wait(90)
             process.kill()
             process.communicate()
         self.started.clear()
@@ -136,7 +136,7 @@ async def asking(client: Client) -> AsyncIterator[None]:
         await task
 
 
-async def until(condition: Any, limit: float = 60) -> None:
+async def until(condition: Any, limit: float = 180) -> None:
     async with asyncio.timeout(limit):
         while not await condition():  # noqa: ASYNC110  # other processes are waited for
             await asyncio.sleep(0.05)
@@ -162,10 +162,13 @@ async def lag(machine: Machine, which: str) -> int:
 
 
 async def heads_on_bus(url: str, partition: int) -> tuple[int, int, str]:
-    async with connected(url, STREAM, "test") as bus:
-        last = await bus.last(partition)
-        assert last is not None
-        return last.place.epoch, last.place.position, last.hash.hex()
+    """The last message's; what no message has when there is none, or nobody answers yet."""
+    with contextlib.suppress(BusRefused, BusUnavailable):
+        async with connected(url, STREAM, "test") as bus:
+            last = await bus.last(partition)
+            if last is not None:
+                return last.place.epoch, last.place.position, last.hash.hex()
+    return 0, 0, ""
 
 
 def head_in_log(dsn: str, partition: int) -> tuple[int, int, str]:
@@ -179,7 +182,7 @@ def head_in_log(dsn: str, partition: int) -> tuple[int, int, str]:
     return row[0], row[1], bytes(row[2]).hex()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 async def test_the_runbook_leads_from_a_lost_machine_to_one_that_serves(machine: Machine, home: Path) -> None:
     assert [kind for kind, _ in STEPS] == ["before", "before", "after", "background", "until", "after", "after", "background", "after"]
     bus = EmbeddedNats(home / "nats")
@@ -203,7 +206,7 @@ async def _follow(machine: Machine, bus: EmbeddedNats, old: EmbeddedPostgres, ne
     tenant_id, headers = await asyncio.to_thread(customer, machine)
     partition = partition_of(tenant_id, PARTITIONS)
     client = Client(url, headers)
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
         limits = {"limits": [{"limit_id": "total", "amount": 1_000_000}]}
         answer = await http.put(f"{url}/v1/quotas/messages/default/limits", json=limits, headers={**headers, "Idempotency-Key": "limits"})
         assert answer.status_code == 200, answer.text
@@ -219,7 +222,7 @@ async def _follow(machine: Machine, bus: EmbeddedNats, old: EmbeddedPostgres, ne
             await asyncio.to_thread(machine.sh, text)
         backed_up = len(client.answers)
         await until(lambda: enough(backed_up + 50))
-        await _published(bus, partition, beyond=int(client.answers[f"key-{min(50, backed_up)}"].headers["Holdbook-Position"]))
+        await _published(bus, partition, beyond=int(list(client.answers.values())[49].headers["Holdbook-Position"]))
         _lose(old)
     machine.end()
     manifest = Directory(Path(machine.environment["BACKUP"])).manifest()
@@ -240,7 +243,7 @@ async def _follow(machine: Machine, bus: EmbeddedNats, old: EmbeddedPostgres, ne
             async def caught_up() -> bool:
                 return await lag(machine, "NEW") == 0
 
-            await until(caught_up, 120)
+            await until(caught_up, 240)
         else:
             said = await asyncio.to_thread(machine.sh, text)
             assert "tenant show" not in text or "Acme" in said
@@ -259,11 +262,13 @@ def _lose(server: EmbeddedPostgres) -> None:
     """The machine is gone: its server by SIGKILL, and every file of it."""
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while server.alive():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    shutil.rmtree(server.cluster)
+    # At once: for a moment the server's other processes may still make and remove files.
+    lost = server.cluster.rename(server.cluster.with_name("lost"))
+    shutil.rmtree(lost, ignore_errors=True)
 
 
 async def _published(bus: EmbeddedNats, partition: int, *, beyond: int) -> None:
@@ -276,7 +281,7 @@ async def _published(bus: EmbeddedNats, partition: int, *, beyond: int) -> None:
 async def _clients_go_on(client: Client, url: str, lost: set[str]) -> None:
     """Every key again: the recorded answer for what was in the backup, and a decision for what was not."""
     client.url = url
-    async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
         for key, first in client.answers.items():
             again = await client.consume(http, key)
             assert again.status_code == 200, again.text

@@ -171,7 +171,7 @@ async def following(ledger: Ledger, *consumers: Consumer, pace: Pace = QUICK) ->
         await task
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for something that a task or a server does in its own time."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # what is waited for is in the database or another task, without an event of its own
@@ -179,16 +179,16 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 async def caught_up(ledger: Ledger, follower: Follower) -> None:
-    """Wait until the follower has either applied or refused to apply all there is."""
+    """Wait until the follower has either applied or refused to apply all there is. A lock that another one held too long passes."""
     at_start = count_events(ledger)
 
     def done() -> bool:
-        halted = {halt.partition for halt in follower.health().halted}
+        halted = {halt.partition for halt in follower.health().halted if halt.error != "LockNotAvailable"}
         known = sum(head for head, _ in follower.heads.values())
         behind = [p for p, events in follower.lag().items() if events and p not in halted]
         return known >= at_start and not behind and follower.health().trouble is None
 
-    await until(done, 30)
+    await until(done)
 
 
 async def follow(ledger: Ledger, *consumers: Consumer, pace: Pace = QUICK) -> Follower:

@@ -71,7 +71,7 @@ class World:
             there = sum(head for head, _ in follower.heads.values()) == self.count()
             return there and follower.health().trouble is None and not any(follower.lag().values())
 
-        await until(done, 30)
+        await until(done)
         assert follower.health().ok, follower.health()
         follower.stop()
         await running
@@ -236,7 +236,7 @@ async def test_what_comes_to_nothing_rests_and_does_not_keep_others_from_their_t
     await world.send("trial-late", Begin(days=11))
     await world.follow()
     world.now = NOW  # the writer's clock stands still: nothing comes of what is submitted now
-    scheduler = world.scheduler(at_once=5)
+    scheduler = world.scheduler(at_once=5, seconds=600)  # a rest that outlasts the test
 
     for _ in range(3):
         await scheduler.once(END + timedelta(days=5))
@@ -291,7 +291,7 @@ async def test_trouble_of_the_store_is_waited_for_and_a_bug_is_one_commands_own(
         return await submit(request)
 
     world.submit = troubled  # type: ignore[method-assign]  # in the way of the real one
-    scheduler = world.scheduler()
+    scheduler = world.scheduler(seconds=600)  # a rest that outlasts the test
     with capture_logs() as logs, pytest.raises(Unavailable):
         await scheduler.once(END)
     assert "trial.ended" in world.types("trial-c"), "others are not kept waiting"
@@ -320,7 +320,7 @@ async def test_the_service_runs_by_the_databases_clock_and_leaves_when_told_or_w
         raise Draining
 
     world.submit, world.now = draining, END  # type: ignore[method-assign]  # as above
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await world.scheduler().run()
 
 

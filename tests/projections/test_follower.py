@@ -34,8 +34,7 @@ def checkpoint(ledger: Ledger, consumer: str = "counting", partition: int | None
 def disconnect_all(ledger: Ledger) -> None:
     others = "datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
     ended = administer(ledger, f"select pg_terminate_backend(pid) from pg_stat_activity where {others}")
-    assert len(ended) >= 2
-    assert {told for (told,) in ended} == {True}
+    assert sum(told for (told,) in ended) >= 2, "one that is just leaving cannot be ended"
 
 
 def elsewhere(ledger: Ledger) -> Ledger:
@@ -215,7 +214,7 @@ async def test_a_follower_told_to_stop_stops(ledger: Ledger, moment: str) -> Non
         await caught_up(ledger, follower)
         follower.stop()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await task
 
 
@@ -226,7 +225,7 @@ async def test_a_follower_told_to_stop_does_not_wait_for_a_database_that_is_not_
     assert not task.done()
     follower.stop()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await task
 
 
@@ -243,7 +242,7 @@ async def test_a_follower_told_to_stop_finishes_its_batch_and_leaves_the_rest(le
         return await apply(conn, partition, rows)
 
     consumer.apply = apply_once  # type: ignore[method-assign]  # it is told in the middle of its first batch
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await follower.run()
 
     assert [position for _, position in consumer.seen] == [1, 2, 3, 4, 5]

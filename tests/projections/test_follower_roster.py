@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from projections.consumer import Connection, Consumer, Roster
 from projections.follower import Follower
-from tests.projections.conftest import LIMITS, QUICK, Ledger, administer, caught_up, follow, following, until
+from tests.projections.conftest import LIMITS, QUICK, Ledger, administer, caught_up, count_events, follow, following, until
 from tests.support.counting import Counting
 
 
@@ -104,13 +104,19 @@ async def test_one_that_starts_at_the_head_gets_what_comes_after_it_began(ledger
 
 async def test_two_that_begin_at_the_head_at_once_begin_at_one_place(ledger: Ledger) -> None:
     consumers = [Counting(starts_at_head=True) for _ in range(3)]
-    writing = asyncio.create_task(events(ledger, 60))
+
+    async def write() -> None:
+        while not any(consumer.seen for consumer in consumers):  # until they have begun, however long that takes
+            await events(ledger, 1)
+        await events(ledger, 30)
+
+    writing = asyncio.create_task(write())
     async with following(ledger, consumers[0]), following(ledger, consumers[1]), following(ledger, consumers[2]) as last:
         await writing
         await caught_up(ledger, last)
 
     seen = sorted(position for consumer in consumers for position in consumer.positions(ledger.partition))
-    assert seen == list(range(seen[0], 61))
+    assert seen == list(range(seen[0], count_events(ledger) + 1))
 
 
 async def test_a_new_generation_is_fed_beside_the_old_one(ledger: Ledger) -> None:

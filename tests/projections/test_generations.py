@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
+from threading import Barrier
 from typing import Any
 from uuid import uuid4
 
@@ -161,7 +162,7 @@ async def test_a_min_position_holds_across_a_switch(ledger: Ledger, reader: Quot
         building = asyncio.create_task(renewed(ledger, linger_seconds=rebuilding.LINGER_SECONDS))
         for number in range(60):
             await ledger.reserve("anna", f"r{number}", ttl_seconds=9_999)
-            found = await reader.get(ledger.tenant, "anna", "tokens", ledger.now, min_position=count_events(ledger))
+            found = await reader.get(ledger.tenant, "anna", "tokens", ledger.now, count_events(ledger), timeout_seconds=60)
             assert found is not None
             assert found.open_reservations == number + 1
         await building
@@ -263,9 +264,17 @@ async def test_many_rows_are_compared_in_chunks(ledger: Ledger, monkeypatch: pyt
     assert [difference.keys for difference in (await proved(ledger)).different] == [((stream, "r19"),)], "and the last one is looked at"
 
 
-async def test_many_things_at_once_may_build_the_same_generation(ledger: Ledger) -> None:
+async def test_many_things_at_once_may_build_the_same_generation(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     await ledger.traffic(Random(6), 500, SUBJECTS)
     await follow(ledger)
+    begin, all_there = generations.begin, Barrier(3)
+
+    def begun(*args: Any) -> Generation:
+        made = begin(*args)
+        all_there.wait(60)  # or the first might be done before the last begins, which would then build another one
+        return made
+
+    monkeypatch.setattr(generations, "begin", begun)
 
     outcomes = await asyncio.gather(*(renewed(ledger, NEXT, compare=False) for _ in range(3)))
 
@@ -670,7 +679,7 @@ async def test_a_projection_with_a_bug_is_found_out_and_mended_by_a_new_generati
             running = asyncio.create_task(service.run())
             await until(lambda: answering(ledger)[1] == fixed.version)
             so_far = writes
-            await until(lambda: writes > so_far + 50)
+            await until(lambda: writes > so_far + 50 and reads > 20)
             done.set()
             await asyncio.gather(*working)
             await caught_up(ledger, new)

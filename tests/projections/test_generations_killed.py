@@ -56,7 +56,7 @@ async def busy(ledger: Ledger, reader: QuotaReader) -> AsyncIterator[Callable[[]
             done.set()
             await asyncio.gather(*working)
         await caught_up(ledger, follower)
-        assert follower.health().ok
+        assert follower.health().ok, follower.health()
     finally:
         follower.stop()
         await following

@@ -11,6 +11,8 @@ from projections.leases import Leases
 
 NOON = datetime(2027, 3, 28, 12, tzinfo=UTC)
 PARTITIONS = (0, 1, 2, 3)
+LASTING = 600
+"""Seconds. They end by the test's clock; by the real one, by which a holder reckons, none ends here."""
 
 
 @pytest.fixture
@@ -28,19 +30,19 @@ def after(seconds: float) -> datetime:
 
 
 async def test_the_first_one_has_them_until_they_end(conn: Connection) -> None:
-    first, second = Leases(PARTITIONS, 6), Leases(PARTITIONS, 6)
+    first, second = Leases(PARTITIONS, LASTING), Leases(PARTITIONS, LASTING)
     await first.renew(conn, "all", NOON)
-    await second.renew(conn, "all", after(5.9))
+    await second.renew(conn, "all", after(LASTING - 0.1))
     assert (held(first), held(second)) == ([0, 1, 2, 3], [])
 
-    await second.renew(conn, "all", after(6))
-    await first.renew(conn, "all", after(6.1))
+    await second.renew(conn, "all", after(LASTING))
+    await first.renew(conn, "all", after(LASTING + 0.1))
     assert (held(first), held(second)) == ([], [0, 1, 2, 3])
 
 
 async def test_who_renews_keeps_them(conn: Connection) -> None:
-    first, second = Leases(PARTITIONS, 6), Leases(PARTITIONS, 6)
-    for seconds in range(0, 60, 3):
+    first, second = Leases(PARTITIONS, LASTING), Leases(PARTITIONS, LASTING)
+    for seconds in range(0, 10 * LASTING, LASTING // 2):
         await first.renew(conn, "all", after(seconds))
         await second.renew(conn, "all", after(seconds + 1))
 
@@ -48,7 +50,7 @@ async def test_who_renews_keeps_them(conn: Connection) -> None:
 
 
 async def test_what_is_let_go_is_free_at_once(conn: Connection) -> None:
-    first, second = Leases(PARTITIONS, 6), Leases(PARTITIONS, 6)
+    first, second = Leases(PARTITIONS, LASTING), Leases(PARTITIONS, LASTING)
     await first.renew(conn, "all", NOON)
     await first.release(conn)
     assert held(first) == []
@@ -58,7 +60,7 @@ async def test_what_is_let_go_is_free_at_once(conn: Connection) -> None:
 
 
 async def test_only_what_is_ones_own_is_let_go(conn: Connection) -> None:
-    first, second = Leases((0, 1), 6), Leases(PARTITIONS, 6)
+    first, second = Leases((0, 1), LASTING), Leases(PARTITIONS, LASTING)
     await first.renew(conn, "all", NOON)
     await second.renew(conn, "all", NOON)
     assert (held(first), held(second)) == ([0, 1], [2, 3])
@@ -69,7 +71,7 @@ async def test_only_what_is_ones_own_is_let_go(conn: Connection) -> None:
 
 
 async def test_other_names_are_other_leases(conn: Connection) -> None:
-    first, second = Leases(PARTITIONS, 6), Leases(PARTITIONS, 6)
+    first, second = Leases(PARTITIONS, LASTING), Leases(PARTITIONS, LASTING)
     await first.renew(conn, "before", NOON)
     await second.renew(conn, "after", NOON)
     assert held(first) == held(second) == [0, 1, 2, 3]
@@ -81,7 +83,7 @@ async def test_other_names_are_other_leases(conn: Connection) -> None:
 
 
 async def test_one_that_ends_later_than_any_could_is_nobodys(conn: Connection) -> None:
-    first, second = Leases(PARTITIONS, 6), Leases(PARTITIONS, 6)
+    first, second = Leases(PARTITIONS, LASTING), Leases(PARTITIONS, LASTING)
     await first.renew(conn, "all", after(3_600))  # then the clock is put back by an hour
 
     await second.renew(conn, "all", NOON)
@@ -98,9 +100,9 @@ async def test_without_leases_everything_is_everybodys(conn: Connection) -> None
 
 
 async def test_what_was_left_behind_long_ago_is_tidied_away(conn: Connection) -> None:
-    await Leases(PARTITIONS, 6).renew(conn, "gone", NOON)
+    await Leases(PARTITIONS, LASTING).renew(conn, "gone", NOON)
 
-    await Leases(PARTITIONS, 6).renew(conn, "all", after(2 * 86_400))
+    await Leases(PARTITIONS, LASTING).renew(conn, "all", after(2 * 86_400))
 
     rows = await (await conn.execute("select distinct follower from follower_lease")).fetchall()
     assert rows == [("all",)]

@@ -63,7 +63,7 @@ class BusWorld(PostgresWorld):
         return int(row[0])
 
 
-async def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     """Wait for something to become true; what it returns may be awaitable."""
     deadline = time.monotonic() + seconds
     while True:
@@ -85,7 +85,7 @@ async def publishing(dsn: str, servers: Servers, **options: Any) -> AsyncIterato
         yield publisher
     finally:
         publisher.stop()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 60)
 
 
 async def caught_up(publisher: Publisher, world: BusWorld) -> None:
@@ -97,7 +97,7 @@ async def caught_up(publisher: Publisher, world: BusWorld) -> None:
         heads = publisher._heads
         return publisher.trouble is None and all(lag.get(p) == 0 and heads[p][1] >= end for p, end in ends.items())
 
-    await until(done, 60)
+    await until(done, 120)
 
 
 def assert_equal(kept: list[Kept], logs: dict[int, list[Row]]) -> None:

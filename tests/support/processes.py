@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import randbelow
 
 from tests.conftest import MASTER_KEY
 
@@ -17,9 +19,22 @@ ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on now; see :func:`free_ports`."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on, different ones.
+
+    From below those that the system gives to whoever connects or asks for any: a server that begins later, or anew, still finds its own.
+    """
+    with contextlib.ExitStack() as stack:
+        listeners: list[socket.socket] = []
+        while len(listeners) < count:
+            with contextlib.suppress(OSError):
+                place = ("127.0.0.1", 20_000 + randbelow(12_000))
+                listeners.append(stack.enter_context(socket.create_server(place)))
+        return [int(each.getsockname()[1]) for each in listeners]
 
 
 def surroundings(dsn: str, **settings: str) -> dict[str, str]:
@@ -29,7 +44,7 @@ def surroundings(dsn: str, **settings: str) -> dict[str, str]:
     return {**kept, **given, **settings}
 
 
-def holdbook(*arguments: str, environment: Mapping[str, str], seconds: float = 120) -> subprocess.CompletedProcess[str]:
+def holdbook(*arguments: str, environment: Mapping[str, str], seconds: float = 240) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     command = [sys.executable, "-m", "api.cli", *arguments]
     return subprocess.run(command, env=dict(environment), cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
@@ -64,9 +79,9 @@ class Managed:
         """End it at once."""
         self.signal(signal.SIGKILL)
         if self._process is not None:
-            self._process.wait(10)
+            self._process.wait(60)
 
-    def end(self, seconds: float = 30) -> int:
+    def end(self, seconds: float = 60) -> int:
         """Have it drain; returns its exit code. One that does not leave in time is killed."""
         assert self._process is not None
         self.signal(signal.SIGCONT)
@@ -81,10 +96,13 @@ class Managed:
         """What it printed so far."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def await_said(self, words: str, seconds: float = 30) -> None:
+    def await_said(self, words: str, seconds: float = 60) -> None:
         """Wait until it printed these words."""
         deadline = time.monotonic() + seconds
-        while words not in self.said():
-            assert self.running, self.said()[-2_000:]
+        while True:
+            running = self.running  # asked first: it may say them and end
+            if words in self.said():
+                return
+            assert running, self.said()[-2_000:]
             assert time.monotonic() < deadline, self.said()[-2_000:]
             time.sleep(0.02)

@@ -90,7 +90,7 @@ class Receiver:
         """Ids of the messages that came to a path, in order, repetitions included."""
         return [each.message_id for each in self.received if each.path == path]
 
-    def wait(self, count: int, seconds: float = 30) -> list[Received]:
+    def wait(self, count: int, seconds: float = 120) -> list[Received]:
         """Wait until so many requests have come. From a thread: it blocks."""
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -108,7 +108,8 @@ class Receiver:
     def _handler(receiver) -> type[BaseHTTPRequestHandler]:  # noqa: N805  # the handler below has a self of its own
         class Handler(BaseHTTPRequestHandler):
             def setup(self) -> None:
-                receiver.connections += 1
+                with receiver._changed:  # each connection has a thread of its own
+                    receiver.connections += 1
                 super().setup()
 
             def handle(self) -> None:
@@ -123,7 +124,7 @@ class Receiver:
                 reply = receiver.answer(received)
                 receiver._note(received)
                 if reply.hold is not None:
-                    assert reply.hold.wait(60)
+                    assert reply.hold.wait(240)
                 if reply.drop:
                     self.close_connection = True
                     return

@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 QUICK = Pace(poll=0.02, poll_idle=0.05, rest=0.001, retry=0.1)
 SOURCE = "https://ledger.example.com"
 TENANT = UUID("7e7a7e57-0000-4000-8000-000000000007")
-SECONDS = 30
+SECONDS = 120
 
 
 class Clock:
@@ -51,9 +51,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.passed = timedelta()
+        self._standing: datetime | None = None
 
     def __call__(self) -> datetime:
-        return datetime.now(UTC) + self.passed
+        return (self._standing or datetime.now(UTC)) + self.passed
+
+    def stand_still(self) -> None:
+        """From now on only what a test lets pass: no attempt comes by itself. An hour ahead, so that what the database finds due is due."""
+        self._standing = datetime.now(UTC) + timedelta(hours=1)
 
 
 @dataclass
@@ -136,8 +141,9 @@ class Post:
         """Wait until no task is left."""
         await self.until("select 1 where not exists (select from task)")
 
-    def let_pass(self, more: timedelta) -> None:
-        """Have the clock go on at once."""
+    async def let_pass(self, more: timedelta) -> None:
+        """Have the clock go on at once, when all lanes were left: one just being left would lose its lease, and its task be run again."""
+        await self.until("select 1 where not exists (select from task_lane where claimed_by is not null)")
         self.clock.passed += more
         self.tasks.wake()
 
@@ -154,7 +160,9 @@ async def post(dsn: str, *, sends: bool = True, lease_seconds: float = 15.0, add
         deliveries = await Deliveries.open(dsn)
         stack.push_async_callback(deliveries.close)
         clock = Clock()
-        handler = Delivering(store, deliveries, Sender(addresses or Addresses(allow_private=True, allow_http=True)), SOURCE)
+        # A receiver that a test holds has time until the test lets go.
+        sender = Sender(addresses or Addresses(allow_private=True, allow_http=True), timeout_seconds=120)
+        handler = Delivering(store, deliveries, sender, SOURCE)
         tasks = Tasks(dsn, range(store.partitions), [handler], clock=clock, lease_seconds=lease_seconds)
         tasks.poll_seconds = 0.05
         follower = Follower(dsn, range(store.partitions), [Webhooks(store.codec, tasks.wake)], store.waker, QUICK)
@@ -217,7 +225,7 @@ class SendingProcess:
         command = [sys.executable, "-m", "tests.support.webhooks", json.dumps({"dsn": dsn, "point": point})]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def wait_until_killed(self, seconds: float = 60) -> str:
+    def wait_until_killed(self, seconds: float = 180) -> str:
         """Wait for its end by its own hand, and tell what it said."""
         said, complaints = self.process.communicate(timeout=seconds)
         assert self.process.returncode == -signal.SIGKILL, complaints

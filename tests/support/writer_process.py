@@ -160,7 +160,7 @@ class WriterProcess:
         """The errors among its notes."""
         return [note for note in self.notes() if "error" in note]
 
-    def wait_until_stopped(self, seconds: float = 30) -> None:
+    def wait_until_stopped(self, seconds: float = 60) -> None:
         """Wait for the SIGSTOP it was asked for."""
         deadline = time.monotonic() + seconds
         while not self.signal_file.exists() or Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
@@ -172,7 +172,7 @@ class WriterProcess:
         """SIGCONT."""
         self.process.send_signal(signal.SIGCONT)
 
-    def wait(self, seconds: float = 60) -> None:
+    def wait(self, seconds: float = 120) -> None:
         """Wait for its end; it must be a good one."""
         _, complaints = self.process.communicate(timeout=seconds)
         assert self.process.returncode == 0, complaints

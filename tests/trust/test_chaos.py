@@ -21,6 +21,7 @@ from uuid import UUID
 
 import httpx
 import psycopg
+import pytest
 
 from eventstore.embedded import EmbeddedPostgres
 from tests.support.nats import Servers, everything
@@ -57,6 +58,11 @@ class Site:
     told: list[Told] = field(default_factory=list)
     retried: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def enough(self) -> bool:
+        """Whether there is enough to look at, of both kinds of answers."""
+        return len(self.told) >= ENOUGH and {200, 409} <= {each.status for each in self.told}
+
     async def send(self, client: httpx.AsyncClient, random: Random, path: str, key: str, body: dict[str, Any]) -> Told:
         """Send until there is an answer that is final, to whichever process, always under the same key."""
         while True:
@@ -92,12 +98,12 @@ async def monkey(random: Random, server: EmbeddedPostgres, bus: Servers, process
     done: Counter[str] = Counter()
     loop = asyncio.get_running_loop()
     began = loop.time()
-    while (passed := loop.time() - began) < SECONDS or (len(site.told) < ENOUGH and passed < 10 * SECONDS):
+    while (passed := loop.time() - began) < SECONDS or (passed < 10 * SECONDS and not (site.enough and sum(done.values()) >= SECONDS / 3)):
         await asyncio.sleep(random.uniform(0.3, 1.2))
         victims: list[Managed | EmbeddedPostgres | Servers] = [*processes, server, bus]
         victim = random.choice(victims)
         if isinstance(victim, EmbeddedPostgres):
-            if victim.pid is not None:
+            if victim.pid is not None and victim.alive():
                 os.kill(victim.pid, signal.SIGKILL)
                 done["postmaster killed"] += 1
         elif isinstance(victim, Servers):
@@ -119,15 +125,25 @@ async def monkey(random: Random, server: EmbeddedPostgres, bus: Servers, process
 async def reachable(urls: list[str]) -> None:
     async with httpx.AsyncClient(trust_env=False) as client:
         for url in urls:
-            for _ in range(600):
-                try:
-                    if (await client.get(url + "/livez")).status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    pass
+            deadline = asyncio.get_running_loop().time() + 120
+            while not await _answers(client, url + "/livez"):
+                assert asyncio.get_running_loop().time() < deadline, f"{url} does not answer"
                 await asyncio.sleep(0.05)
-            else:
-                raise AssertionError(f"{url} does not answer")
+
+
+async def _answers(client: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await client.get(url)).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+async def kept_up(processes: list[Managed]) -> None:
+    """Start again whichever has left, also one that was told to some time ago and had to drain first."""
+    while True:
+        for process in processes:
+            process.ensure()
+        await asyncio.sleep(0.02)
 
 
 def ready_store(dsn: str) -> tuple[UUID, dict[str, str]]:
@@ -139,6 +155,7 @@ def ready_store(dsn: str) -> tuple[UUID, dict[str, str]]:
     return UUID(tenant), {"Authorization": f"Bearer {key}"}
 
 
+@pytest.mark.timeout(900)
 async def test_everything_is_killed_at_random_and_the_books_are_right(home: Path, tmp_path: Path) -> None:
     bus = Servers(home / "nats")
     with EmbeddedPostgres(home / "data", settings=SMALL) as server, ended_after(bus):
@@ -150,6 +167,7 @@ async def test_everything_is_killed_at_random_and_the_books_are_right(home: Path
         serving = [Managed(tmp_path / f"serve{n}", environment, "serve", "--port", str(port)) for n, port in enumerate(ports)]
         working = [Managed(tmp_path / f"worker{n}", environment, "worker") for n in range(2)]
         processes = [*serving, *working]
+        keeping: asyncio.Task[None] | None = None
         try:
             for process in processes:
                 process.ensure()
@@ -157,7 +175,7 @@ async def test_everything_is_killed_at_random_and_the_books_are_right(home: Path
             limits = {"limits": [{"limit_id": "room", "amount": ROOM}]}
             async with httpx.AsyncClient(trust_env=False, headers=headers) as client:
                 answer = await client.put(
-                    site.urls[0] + "/v1/quotas/messages/default/limits", json=limits, headers={"Idempotency-Key": "limits"}
+                    site.urls[0] + "/v1/quotas/messages/default/limits", json=limits, headers={"Idempotency-Key": "limits"}, timeout=60
                 )
                 assert answer.status_code == 200, answer.text
             ended = asyncio.Event()
@@ -166,8 +184,9 @@ async def test_everything_is_killed_at_random_and_the_books_are_right(home: Path
             ended.set()
             for process in processes:
                 process.signal(signal.SIGCONT)
-            await all_up(processes, site.urls)
-            await asyncio.wait_for(asyncio.gather(*clients), 60)
+            keeping = asyncio.create_task(kept_up(processes))
+            await reachable(site.urls)
+            await asyncio.wait_for(asyncio.gather(*clients), 120)
 
             assert len(site.told) >= ENOUGH, (done, site.retried, len(site.told))
             assert sum(done.values()) >= SECONDS / 3, done
@@ -176,6 +195,8 @@ async def test_everything_is_killed_at_random_and_the_books_are_right(home: Path
             await the_stream_is_the_log(server.dsn, bus)
         finally:
             watching.cancel()
+            if keeping is not None:
+                keeping.cancel()
             ends = [await asyncio.to_thread(process.end) for process in processes if process.running]
         # One that was just starting again has not come to hear of SIGTERM yet.
         assert set(ends) <= {0, -signal.SIGTERM}, [process.said()[-2_000:] for process in processes]
@@ -198,7 +219,7 @@ async def the_stream_is_the_log(dsn: str, bus: Servers) -> None:
     """Each event was published once, in order, whoever was killed."""
     world = BusWorld(dsn)
     try:
-        await until(lambda: _as_long(bus, world.count()), 60)
+        await until(lambda: _as_long(bus, world.count()), 120)
         assert_equal(await everything(bus.url), world.logs())
     finally:
         await world.close()
@@ -206,15 +227,6 @@ async def the_stream_is_the_log(dsn: str, bus: Servers) -> None:
 
 async def _as_long(bus: Servers, events: int) -> bool:
     return await stored(bus) >= events
-
-
-async def all_up(processes: list[Managed], urls: list[str]) -> None:
-    """Draining ones leave first, and are started again."""
-    for _ in range(100):
-        for process in processes:
-            process.ensure()
-        await asyncio.sleep(0.02)
-    await reachable(urls)
 
 
 async def the_same_again(site: Site) -> None:

@@ -74,7 +74,7 @@ def world(database_dsn: str, tmp_path: Path) -> Iterator[World]:
     process = Managed(tmp_path / "log", environment, "up")
     process.ensure()
     try:
-        process.await_said("Holdbook serves http://", 60)
+        process.await_said("Holdbook serves http://", 120)
         found = re.search(r"http://127\.0\.0\.1:\d+", process.said())
         assert found is not None
         made = holdbook("tenant", "create", "Acme", environment=environment)
@@ -82,7 +82,7 @@ def world(database_dsn: str, tmp_path: Path) -> Iterator[World]:
         assert tenant is not None, made.stdout + made.stderr
         key = holdbook("key", "issue", tenant.group(), environment=environment).stdout.strip()
         headers = {"X-Forwarded-For": ADDRESS, "User-Agent": AGENT, "Holdbook-Tenant": tenant.group()}
-        with httpx.Client(base_url=found.group(), timeout=30, trust_env=False, headers=headers) as http:
+        with httpx.Client(base_url=found.group(), timeout=120, trust_env=False, headers=headers) as http:
             yield World(database_dsn, tenant.group(), key, environment, process, http)
     finally:
         process.end()
@@ -198,7 +198,7 @@ def erased_leaves_nothing(world: World, *people: str) -> None:
     login = world.http.post("/v1/auth/login", json={"email": EMAIL, "password": NEW_PASSWORD, "device_fingerprint": FINGERPRINT})
     assert login.status_code == 401
 
-    deadline, left = time.monotonic() + 20, ["?"]
+    deadline, left = time.monotonic() + 120, ["?"]
     while left and time.monotonic() < deadline:
         answers = [world.ask("GET", f"/v1/privacy/{person}/export").text for person in people]
         answers += [world.ask("GET", path).text for path in ("/v1/users", "/v1/senders", "/v1/audit?limit=200", "/v1/telemetry/summary")]
