@@ -25,6 +25,15 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+@pytest.fixture(autouse=True)
+def no_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line run in this very process leaves the log alone.
+
+    It would go to a standard error that is closed by then, and loggers stay as they were configured when they were first used.
+    """
+    monkeypatch.setattr("api.logs.configure", lambda _: None)
+
+
 @contextmanager
 def reachable_directory() -> Iterator[Path]:
     """A temporary directory that the server's user may pass through, also when root runs the tests."""

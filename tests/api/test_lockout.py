@@ -14,7 +14,8 @@ import pytest
 from api import passwords
 from domain.identity.signins import SIGNIN, SignOutEverywhere, signin_stream
 from tests.api.conftest import Site
-from tests.support.signing_in import WRONG, Somebody, bearer, edge_of, fail_before, login, somebody, standing, verifications
+from tests.support.people import edge_of
+from tests.support.signing_in import WRONG, Somebody, bearer, fail_before, login, somebody, standing, verifications
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -14,7 +14,8 @@ from api import passwords, people, signing_in
 from domain.identity.tenants import TENANT, SuspendTenant, tenant_stream
 from domain.identity.users import USER, Active, SetPassword, SuspendUser, user_stream
 from tests.api.conftest import Site
-from tests.support.signing_in import FINGERPRINT, PASSWORD, WRONG, Somebody, bearer, edge_of, login, somebody, standing, verifications
+from tests.support.people import edge_of
+from tests.support.signing_in import FINGERPRINT, PASSWORD, WRONG, Somebody, bearer, login, somebody, standing, verifications
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 import structlog
 
-from api import logs
+from api.logs import configure
 from api.routes import health
 from api.services import running
 from api.settings import Settings
@@ -32,7 +32,7 @@ def lines() -> Iterator[Any]:
     """The log as it would be written, line by line."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    logs.configure(Settings(log_level="debug"))
+    configure(Settings(log_level="debug"))
     _as_configured_now()
     written = io.StringIO()
     handler = root.handlers[0]
@@ -45,7 +45,7 @@ def lines() -> Iterator[Any]:
 
 
 def _as_configured_now() -> None:
-    """A module's logger stays as it was when it was first used, maybe by a test of the command line in this very process."""
+    """A module's logger stays as it was configured when it was first used."""
     for module in list(sys.modules.values()):
         if isinstance(log := vars(module).get("log"), structlog._config.BoundLoggerLazyProxy):
             vars(log).pop("bind", None)

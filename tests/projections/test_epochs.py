@@ -12,12 +12,6 @@ from tests.projections.conftest import CODEC, LIMITS, Ledger, administer, caught
 from tests.support.counting import Counting
 
 
-@pytest.fixture(autouse=True)
-def no_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runner closes its standard error, to which the rest of the test would log."""
-    monkeypatch.setattr("api.logs.configure", lambda _: None)
-
-
 async def restart(ledger: Ledger, name: str, position: int) -> Result:
     arguments = ["projections", "restart", name, "--partition", str(ledger.partition), "--position", str(position)]
     environment = {"HOLDBOOK_DATABASE_URL": ledger.dsn, "COLUMNS": "200", "HOLDBOOK_LOG_LEVEL": "error"}

@@ -33,12 +33,6 @@ def hated(row: Recorded) -> bool:
     return row.position == POISON
 
 
-@pytest.fixture(autouse=True)
-def no_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runner closes its standard error, to which the rest of the test would log."""
-    monkeypatch.setattr("api.logs.configure", lambda _: None)
-
-
 async def cli(ledger: Ledger, *arguments: str) -> Result:
     """The command, as an operator runs it."""
     environment = {"HOLDBOOK_DATABASE_URL": ledger.dsn, "COLUMNS": "200", "HOLDBOOK_LOG_LEVEL": "error"}

@@ -13,6 +13,7 @@ from api.edge import Edge
 from api.people import Profile
 from domain.identity.tenants import PLATFORM, TENANT, CreateTenant, tenant_stream
 from eventstore.requests import Item, Request
+from eventstore.store import Store
 from tests.api.conftest import Site
 
 
@@ -32,16 +33,24 @@ def edge_of(site: Site) -> Edge:
     return edge
 
 
-async def made(site: Site, tenant_id: UUID, role: str, email: str | None = None, name: str = "Test") -> tuple[UUID, str]:
-    """An active user without a password."""
-    user_id = uuid4()
+async def create(
+    store: Store, tenant_id: UUID, role: str, email: str | None = None, name: str = "Test", hashed: str | None = None
+) -> tuple[UUID, str]:
+    """An active user, made behind the server; ``hashed`` is the password."""
+    user_id, sealing = uuid4(), store.sealing
     email = email or f"{user_id.hex}@example.com"
-    sealing = site.store.sealing
     profile = await people.seal_profile(sealing, tenant_id, user_id, Profile(email, name))
-    items = people.create_items(tenant_id, user_id, role, profile, await people.login_of_email(sealing, tenant_id, email))
-    outcome = await site.store.submit(Request(tenant_id, uuid4(), items, b""))
+    login = await people.login_of_email(sealing, tenant_id, email)
+    password = None if hashed is None else await sealing.seal(tenant_id, user_id, people.PASSWORD, hashed)
+    items = people.create_items(tenant_id, user_id, role, profile, login, password)
+    outcome = await store.submit(Request(tenant_id, uuid4(), items, b""))
     assert not outcome.refused, outcome.reply
     return user_id, email
+
+
+async def made(site: Site, tenant_id: UUID, role: str, email: str | None = None, name: str = "Test") -> tuple[UUID, str]:
+    """An active user without a password."""
+    return await create(site.store, tenant_id, role, email, name)
 
 
 async def sign_in(site: Site, tenant_id: UUID, user_id: UUID, role: str, email: str) -> Signed:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from api import sessions
 from api.devices import bind_item
 from api.edge import Edge
-from api.people import Profile, create_items, login_of_email, seal_profile
-from eventstore.requests import Request
+from tests.support import people
 
 FINGERPRINT = "a fingerprint of the first device"
 
@@ -26,13 +25,7 @@ class Person:
 
 async def create(edge: Edge, tenant_id: UUID, role: str = "member") -> UUID:
     """A person with a profile and a login."""
-    user_id, sealing = uuid4(), edge.store.sealing
-    email = f"{user_id.hex}@example.com"
-    profile = await seal_profile(sealing, tenant_id, user_id, Profile(email, "Somebody"))
-    items = create_items(tenant_id, user_id, role, profile, await login_of_email(sealing, tenant_id, email))
-    outcome = await edge.store.submit(Request(tenant_id, uuid4(), items, b""))
-    assert not outcome.refused, outcome.reply
-    return user_id
+    return (await people.create(edge.store, tenant_id, role))[0]
 
 
 async def sign_in(edge: Edge, tenant_id: UUID, user_id: UUID, fingerprint: str | None = FINGERPRINT, name: str = "Laptop") -> Person:

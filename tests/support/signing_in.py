@@ -11,12 +11,11 @@ from uuid import UUID, uuid4
 
 import httpx
 
-from api import passwords, people
-from api.edge import Edge
-from api.people import Profile
+from api import passwords
 from domain.identity.signins import SIGNIN, RecordFailure, SignIn, signin_stream, wait_seconds
 from eventstore.requests import Item, Request
 from tests.api.conftest import Site
+from tests.support import people
 
 PASSWORD = "correct horse battery"
 WRONG = "staple battery horse"
@@ -33,29 +32,15 @@ class Somebody:
     email: str
 
 
-def edge_of(site: Site) -> Edge:
-    edge: Edge = site.app.state.edge
-    return edge
-
-
 async def somebody(
     site: Site, tenant_id: UUID | None = None, role: str = "member", password: str | None = PASSWORD, name: str = "Ada Lovelace"
 ) -> Somebody:
     """A new one; the hash of a password is made once for all tests, for it costs on purpose."""
-    tenant_id, user_id, sealing = tenant_id or site.account.tenant_id, uuid4(), site.store.sealing
-    email = f"{user_id.hex}@example.com"
-    sealed = None
-    if password is not None:
-        if password not in _HASHES:
-            _HASHES[password] = await passwords.hash(password)
-        sealed = await sealing.seal(tenant_id, user_id, people.PASSWORD, _HASHES[password])
-    profile = await people.seal_profile(sealing, tenant_id, user_id, Profile(email, name))
-    login = await people.login_of_email(sealing, tenant_id, email)
-    outcome = await site.store.submit(
-        Request(tenant_id, uuid4(), people.create_items(tenant_id, user_id, role, profile, login, sealed), b"")
-    )
-    assert not outcome.refused, outcome.reply
-    return Somebody(tenant_id, user_id, email)
+    if password is not None and password not in _HASHES:
+        _HASHES[password] = await passwords.hash(password)
+    tenant_id = tenant_id or site.account.tenant_id
+    hashed = None if password is None else _HASHES[password]
+    return Somebody(tenant_id, *await people.create(site.store, tenant_id, role, name=name, hashed=hashed))
 
 
 async def login(
