@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.masking import mask, masked
@@ -86,7 +86,7 @@ _keys = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(_noise, _edges, st.one_of(_emails, _phones, _addresses, _keys), _edges, _noise)
 def test_nothing_planted_comes_through(before: str, left: str, secret: str, right: str, after: str) -> None:
     text = before + left + secret + right + after
@@ -95,14 +95,12 @@ def test_nothing_planted_comes_through(before: str, left: str, secret: str, righ
     assert mask(text).count(secret) <= expected
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.uuids(), st.datetimes(), st.integers(0, 10**10))
 def test_ids_are_left_alone(one: UUID, moment: object, number: int) -> None:
     for text in (str(one), one.hex, f"{one}:{number % 100}", f"position {number}" if number < 10**9 else "x"):
         assert mask(text) == text
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.recursive(st.sampled_from(SECRETS), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just("a"), inner), max_leaves=8)
 )
