@@ -126,7 +126,7 @@ def test_a_hostile_line_costs_no_more_than_its_length(piece: str) -> None:
 
     mask(piece * (1_000_000 // len(piece)))
 
-    assert time.process_time() - start < 10  # also of a slow machine; without the bounds it takes minutes
+    assert time.process_time() - start < 2  # of the processor, thirty times what the slowest piece takes
 
 
 _PROGRAM = """
